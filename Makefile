@@ -1,0 +1,45 @@
+# `make demo` and `make test` work from a clean checkout: they build .venv themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= ../shared/data
+SIZE ?= small
+export LSTMOPT_DATA ?= $(DATA)
+
+.PHONY: demo char-lm test deep lint wheel bench ptb clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --no-deps "silero-vad==6.2.3" "ddddocr==1.6.1"
+	touch $@
+
+demo: $(VENV)/installed  ## optimise the reference model in under 10 minutes
+	$(BIN)/lstmopt demo -o build/demo
+
+char-lm: $(VENV)/installed  ## the same model, up to 90 minutes, no degradation
+	$(BIN)/python -m models.char_lm.optimize -o build/char-lm
+
+test: lint wheel  ## everything but the long tests
+	$(BIN)/pytest -m "not deep"
+
+deep: $(VENV)/installed  ## the long tests
+	$(BIN)/pytest -m deep
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+wheel: $(VENV)/installed
+	$(BIN)/python -m build --wheel --outdir build/wheel .
+
+bench: $(VENV)/installed  ## latency of the reference model in every runtime and precision
+	$(BIN)/python benchmarks/char_lm.py $(ARTIFACT)
+
+ptb: $(VENV)/installed  ## Penn Treebank, resumable; SIZE=small
+	$(BIN)/python -m benchmarks.ptb --size $(SIZE)
+
+clean:
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,232 @@
+"""An ONNX graph as a torch module, and a trained module's weights back in the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from lstmopt.bridge.node import Run
+from lstmopt.bridge.program import Env, Slots, compile_graph, named_values
+from lstmopt.bridge.weights import held_constants, trained_values
+from lstmopt.errors import LstmoptError
+
+Array = npt.NDArray[Any]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A trained tensor of the graph.
+
+    Attributes:
+        name: the value's name in the graph, made unique (see `named_values`).
+        key: the parameter's name in the module.
+        dtype: the type that the graph holds it in.
+    """
+
+    name: str
+    key: str
+    dtype: np.dtype[Any]
+
+
+class OnnxModule(nn.Module):
+    """Runs an ONNX graph in torch, one small function an operator, so that it can be trained.
+
+    Weights are parameters, other constants buffers. Half precision is computed in float32 (`notes`
+    says so). While training, `dropout` is applied to the input of each LSTM that is not the dropped
+    output of another, and to each LSTM's output; the states that are carried are not dropped.
+
+    Args:
+        model: the graph; it is not changed.
+
+    Attributes:
+        dropout: probability, 0 unless set.
+        weights: the parameters by the name that the graph gives them.
+        input_names: names of the inputs to feed.
+        output_names: names of the outputs.
+        notes: what was done differently than the graph says.
+        compute_dtype: the type in which a graph without weights is computed.
+        masks: see `set_masks`.
+
+    Raises:
+        LstmoptError: an operator or tensor type that cannot be trained through.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        super().__init__()
+        graph = model.graph
+        self._run, slots = Run(), Slots()
+        names = {value: name for name, value in named_values(model).items()}
+        trained = trained_values(model, names)
+        held = held_constants(model, trained)
+        self._entries: list[Weight] = []
+        self._constants: list[tuple[int, str]] = []
+        halves = 0
+        for index, (value, array) in enumerate({**trained, **held}.items()):
+            halves += value in trained and array.dtype.itemsize == 2
+            tensor = _tensor(array, str(value.name))
+            if value in trained:
+                key = f"weight_{index}"
+                self.register_parameter(key, nn.Parameter(tensor))
+                self._entries.append(Weight(names[value], key, array.dtype))
+            else:
+                key = f"constant_{index}"
+                self.register_buffer(key, tensor, persistent=False)
+            self._constants.append((slots.of(value), key))
+        constants = frozenset((*trained, *held))
+        opset = int(model.opset_imports.get("", 17))
+        self._program = compile_graph(graph, slots, self._run, opset, constants)
+        self._inputs = {
+            str(value.name): (slots.of(value), value.dtype is not None and value.dtype.is_floating_point())
+            for value in graph.inputs
+            if value not in constants
+        }
+        self.input_names = tuple(self._inputs)
+        self.output_names = tuple(str(value.name) for value in graph.outputs)
+        self.notes = (f"{halves} half-precision weights are trained in float32",) if halves else ()
+        self.compute_dtype = torch.float32
+        self.masks: dict[str, Tensor] = {}
+
+    @property
+    def dropout(self) -> float:
+        """Probability with which LSTM inputs and outputs are dropped while training."""
+        return self._run.dropout
+
+    @dropout.setter
+    def dropout(self, probability: float) -> None:
+        self._run.dropout = probability
+
+    @property
+    def entries(self) -> tuple[Weight, ...]:
+        """What is trained, in the order of the parameters."""
+        return tuple(self._entries)
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The parameters by the name that the graph gives them."""
+        return {entry.name: self._parameters[entry.key] for entry in self._entries}  # type: ignore[misc]
+
+    def forward(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Runs the graph.
+
+        Args:
+            feeds: a tensor for each of `input_names`, of the graph's shapes.
+
+        Returns:
+            The outputs by name, in the graph's order.
+
+        Raises:
+            LstmoptError: an input is missing, or an operator meets what it cannot do.
+        """
+        run = self._run
+        run.training = self.training
+        run.dtype = next((p.dtype for p in self.parameters()), self.compute_dtype)
+        env: Env = {slot: getattr(self, key) for slot, key in self._constants}
+        for name, (slot, is_float) in self._inputs.items():
+            if name not in feeds:
+                raise LstmoptError(f"input {name}", "is missing", "feed every input of the model")
+            env[slot] = feeds[name].to(run.dtype) if is_float else feeds[name]
+        return dict(zip(self.output_names, self._program.execute(env), strict=True))
+
+    def set_masks(self, masks: Mapping[str, BoolArray]) -> None:
+        """Sets which weights may differ from 0, and zeroes the others.
+
+        A masked weight stays exactly 0 as long as its gradient is masked before each step
+        (`mask_gradients`); until then ``.grad`` is the dense gradient, dL/dw at w = 0, from which
+        regrowth can choose.
+
+        Args:
+            masks: by weight name, True where the weight may differ from 0, in the initializer's layout.
+        """
+        weights = self.weights
+        for name, mask in masks.items():
+            if name not in weights:
+                raise KeyError(f"no weight {name!r}")
+            if tuple(mask.shape) != tuple(weights[name].shape):
+                raise ValueError(f"mask of {name}: shape {mask.shape}, weight {tuple(weights[name].shape)}")
+        self.masks = {name: torch.from_numpy(np.ascontiguousarray(mask)) for name, mask in masks.items()}
+        self.apply_masks()
+
+    @torch.no_grad()
+    def apply_masks(self) -> None:
+        """Zeroes the masked weights."""
+        weights = self.weights
+        for name, mask in self.masks.items():
+            weights[name].masked_fill_(~mask, 0.0)
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Zeroes the gradients of masked weights."""
+        weights = self.weights
+        for name, mask in self.masks.items():
+            gradient = weights[name].grad
+            if gradient is not None:
+                gradient.mul_(mask)
+
+
+def _tensor(array: Array, name: str) -> Tensor:
+    if array.dtype.name in ("float16", "bfloat16"):
+        array = array.astype(np.float32)
+    if array.dtype in (np.uint16, np.uint32, np.uint64):
+        array = array.astype(np.int64)
+    try:
+        return torch.from_numpy(np.array(array))
+    except TypeError as error:
+        raise LstmoptError(
+            f"tensor {name}", f"type {array.dtype} cannot be trained through", "optimise without training"
+        ) from error
+
+
+def write_back(model: ir.Model, module: OnnxModule) -> ir.Model:
+    """Returns a copy of a model with a module's weights.
+
+    Names, types and every other node stay; masked weights are exactly 0. A weight that was a constant
+    expression becomes an initializer of the same name.
+
+    Args:
+        model: the model that the module was made of.
+        module: the trained module.
+    """
+    copy = model.clone()
+    values = named_values(copy)
+    for entry in module.entries:
+        array = module.weights[entry.name].detach().numpy().astype(entry.dtype)
+        mask = module.masks.get(entry.name)
+        if mask is not None:
+            array = np.where(mask.numpy(), array, np.zeros((), array.dtype))
+        array = np.ascontiguousarray(array)
+        value = values[entry.name]
+        if value.is_initializer():
+            value.const_value = ir.Tensor(array, name=value.name)
+        else:
+            _make_initializer(value, array)
+    return copy
+
+
+def _make_initializer(value: ir.Value, array: Array) -> None:
+    """Replaces what a constant expression computes by an initializer of its name."""
+    node = value.producer()
+    assert node is not None and node.graph is not None
+    graph, name = node.graph, value.name
+    value.name = f"{name}.expression"
+    tensor = ir.Tensor(array, name=name)
+    made = ir.Value(
+        name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype)
+    )
+    graph.register_initializer(made)
+    value.replace_all_uses_with(made)
+    stale = [node]
+    while stale:
+        gone = stale.pop()
+        if gone.graph is None or any(output.uses() or output.is_graph_output() for output in gone.outputs):
+            continue
+        sources = [item.producer() for item in gone.inputs if item is not None]
+        gone.graph.remove(gone, safe=True)
+        stale += [source for source in sources if source is not None]

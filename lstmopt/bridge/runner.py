@@ -1,0 +1,99 @@
+"""A module made to look like a runtime's session, and the states that calls carry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from lstmopt.bridge.module import OnnxModule
+from lstmopt.rnn.examples import real_inputs
+from lstmopt.runtimes.base import TensorInfo
+
+if TYPE_CHECKING:
+    from lstmopt.tasks.base import Batch
+    from lstmopt.tasks.interface import Interface
+
+Array = npt.NDArray[Any]
+
+
+def tensor_infos(model: ir.Model) -> tuple[TensorInfo, ...]:
+    """Returns the inputs of a model as a runtime's session describes them."""
+    return tuple(
+        TensorInfo(
+            str(value.name),
+            np.dtype(value.dtype.numpy()),
+            tuple(size if isinstance(size, int) else None for size in value.shape or ()),
+        )
+        for value in real_inputs(model)
+        if value.dtype is not None
+    )
+
+
+class ModuleRunner:
+    """Runs a module on arrays, without gradients or dropout.
+
+    Args:
+        model: the graph that the module was made of.
+        module: the module.
+    """
+
+    def __init__(self, model: ir.Model, module: OnnxModule) -> None:
+        self.inputs = tensor_infos(model)
+        self._module = module
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Returns all outputs by name."""
+        training = self._module.training
+        self._module.eval()
+        try:
+            with torch.no_grad():
+                outputs = self._module(
+                    {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
+                )
+        finally:
+            self._module.train(training)
+        return {
+            name: value.float().numpy() if value.is_floating_point() else value.numpy()
+            for name, value in outputs.items()
+        }
+
+
+class Stream:
+    """Calls a module on batches in a row and carries its states, cut off from the past's gradients.
+
+    Args:
+        model: the graph that the module was made of.
+        module: the module.
+        interface: which inputs and outputs are states.
+    """
+
+    def __init__(self, model: ir.Model, module: OnnxModule, interface: Interface) -> None:
+        self._infos = tensor_infos(model)
+        self._interface = interface
+        self.module = module
+        self.states: dict[str, Tensor] = {}
+
+    def __call__(self, batch: Batch, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the outputs of one call."""
+        if self._interface.states and (batch.fresh or not self.states):
+            zeros = self._interface.zero_states(self._infos, _width(self._interface, batch))
+            self.states = {name: torch.from_numpy(array) for name, array in zeros.items()}
+        outputs: dict[str, Tensor] = self.module({**feeds, **self.states})
+        self.states = {
+            name: value.detach().float() if value.is_floating_point() else value.detach()
+            for name, value in self._interface.next_states(outputs).items()
+        }
+        return outputs
+
+
+def _width(interface: Interface, batch: Batch) -> int:
+    for port in interface.inputs:
+        if port.batch_axis is not None:
+            return int(batch.feeds[port.name].shape[port.batch_axis])
+    return interface.batch or 1

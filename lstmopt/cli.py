@@ -1,0 +1,479 @@
+"""The shell's commands: they read options, call the package and print; the logic is elsewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from lstmopt import __version__
+from lstmopt.errors import ContractError, LstmoptError
+
+if TYPE_CHECKING:
+    from lstmopt.targets import Target
+
+FILE = click.Path(path_type=Path)
+
+
+class Percent(click.ParamType[float]):
+    """A share such as ``2%`` or ``0.02``, as a fraction."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Returns the fraction."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", value)
+        if match is None:
+            self.fail(f"{value!r} is not a share such as 2% or 0.02", param, ctx)
+        return float(match[1]) / (100 if match[2] else 1)
+
+
+class Duration(click.ParamType[float]):
+    """A time such as ``90s``, ``10m`` or ``1h``, as seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Returns the seconds."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smh])\s*", value)
+        if match is None:
+            self.fail(f"{value!r} is not a time such as 90s, 10m or 1h", param, ctx)
+        return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+class InputShape(click.ParamType[tuple[str, tuple[int, ...]]]):
+    """An input's shape such as ``input=1x576``, as its name and sizes."""
+
+    name = "shape"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        """Returns the name and the sizes."""
+        if not isinstance(value, str):  # from a saved configuration
+            return str(value[0]), tuple(int(size) for size in value[1])
+        match = re.fullmatch(r"(.+)=(\d+(?:x\d+)*)", value)
+        if match is None:
+            self.fail(f"{value!r} is not a shape such as input=1x576", param, ctx)
+        return match[1], tuple(int(size) for size in match[2].split("x"))
+
+
+def _chosen(target: str, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> Target:
+    """Returns the target with the shapes that were given."""
+    from lstmopt.targets import load_target, with_shapes
+
+    return with_shapes(load_target(target), dict(shapes))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="lstmopt")
+def cli() -> None:
+    """Makes a trained LSTM in ONNX small, as accurate, and fast on the machine that runs it."""
+
+
+@contextmanager
+def progress_shown() -> Iterator[Callable[[str, float], None]]:
+    """Shows progress on stderr: a bar on a terminal, a line a stage elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        shown, since = "", 0.0
+
+        def line(text: str, fraction: float) -> None:
+            nonlocal shown, since
+            # Texts that differ in their numbers alone are one activity: a line of it every ten seconds.
+            kind, now = re.sub(r"\d.*", "", text), time.monotonic()
+            if kind != shown or now - since >= 10 or fraction >= 1.0:
+                shown, since = kind, now
+                console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("", total=1.0)
+        yield lambda text, fraction: bars.update(task, description=text[:78], completed=fraction)
+
+
+def _config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Reads the options' defaults from a TOML file."""
+    if value is None:
+        return None
+    try:
+        values = tomllib.loads(value.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise LstmoptError(
+            f"--config {value}", f"cannot be read ({error})", "mend the file or the path"
+        ) from error
+    names = {parameter.name for parameter in ctx.command.params}
+    unknown = [key for key in values if key.replace("-", "_") not in names]
+    if unknown:
+        raise LstmoptError(
+            f"--config {value}", f"unknown option {unknown[0]!r}", "see lstmopt optimize --help"
+        )
+    ctx.default_map = {
+        **(ctx.default_map or {}),
+        **{key.replace("-", "_"): setting for key, setting in values.items()},
+    }
+    return value
+
+
+def _save_config(path: Path, ctx: click.Context) -> None:
+    """Writes the TOML that repeats the call."""
+    import tomli_w
+
+    left_out = {"config", "save_config", "as_json", "dry_run", "fresh"}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+    values = {
+        name.replace("_", "-"): plain(value)
+        for name, value in ctx.params.items()
+        if value is not None and name not in left_out
+    }
+    path.write_text(tomli_w.dumps(values), encoding="utf-8")
+
+
+_output = click.option("-o", "--output", type=FILE, help="Folder of the artifact.", show_default=True)
+_target = click.option(
+    "--target", default="local", show_default=True, help="xeon, local, or a TOML file of your own."
+)
+_shape = click.option(
+    "--shape",
+    "shapes",
+    type=InputShape(),
+    multiple=True,
+    help="NAME=1x576: a whole input's shape, where batch and sequence do not tell it; repeatable.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
+@cli.command()
+@click.argument("model", type=FILE)
+@_target
+@_shape
+@click.option("--data", help="Training data: FILE.npz or module:function.")
+@click.option("--val", help="Validation data; a tenth of --data where it is not given.")
+@click.option("--test", help="Test data, only reported.")
+@click.option(
+    "--task", type=click.Choice(["lm", "classify", "regress", "distill"]), help="Found where not given."
+)
+@click.option("--max-degradation", type=Percent(), help="Contract; 0% with labels, 1% without, by default.")
+@click.option(
+    "--compression",
+    type=click.FloatRange(min=1),
+    default=4.0,
+    show_default=True,
+    help="Times fewer non-zero LSTM weights to aim for.",
+)
+@click.option(
+    "--latency-table", "latency_tables", type=FILE, multiple=True, help="Measured before; repeatable."
+)
+@click.option("--budget", type=Duration(), help="Time for all training, such as 10m.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), help="Optimiser steps of one training, instead of --budget."
+)
+@click.option(
+    "--config", type=FILE, is_eager=True, expose_value=True, callback=_config, help="TOML of options."
+)
+@click.option("--save-config", type=FILE, help="Write the TOML that repeats this call.")
+@click.option(
+    "-o", "--output", type=FILE, default=Path("lstmopt-out"), show_default=True, help="Artifact folder."
+)
+@click.option("--fresh", is_flag=True, help="Forget what earlier calls left there.")
+@click.option("--keep-intermediates", is_flag=True, help="Keep every stage's model.")
+@click.option("--dry-run", is_flag=True, help="Check the input, show the plan, do nothing.")
+@_json
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.pass_context
+def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
+    """Optimises MODEL for a target and writes the artifact folder."""
+    from lstmopt import pipeline
+    from lstmopt.measure.table import LatencyTable
+
+    if options["budget"] is not None and options["steps"] is not None:
+        raise click.UsageError("--budget and --steps exclude each other")
+    if options["save_config"] is not None:
+        _save_config(options["save_config"], ctx)
+    call: dict[str, Any] = {
+        name: options[name] for name in ("data", "val", "test", "task", "max_degradation", "seed")
+    }
+    call["target"] = _chosen(options["target"], options["shapes"])
+    budget = pipeline.Budget(seconds=options["budget"], steps=options["steps"])
+    if options["dry_run"]:
+        plan = pipeline.plan(model, compression=options["compression"], budget=budget, **call)
+        _print(plan, options["as_json"])
+        return
+    with progress_shown() as progress:
+        state = pipeline.optimize(
+            model,
+            output=options["output"],
+            compression=options["compression"],
+            budget=budget,
+            latency_tables=tuple(LatencyTable.load(path) for path in options["latency_tables"]),
+            fresh=options["fresh"],
+            keep_intermediates=options["keep_intermediates"],
+            command=shlex.join(["lstmopt", *sys.argv[1:]]),
+            progress=progress,
+            **call,
+        )
+    _print_report(state.output, options["as_json"])
+
+
+def _print_report(output: Path, as_json: bool) -> None:
+    """Prints the artifact's result table, or its report.json."""
+    if as_json:
+        click.echo((output / "report.json").read_text(encoding="utf-8"))
+        return
+    from lstmopt.report.schema import Report
+    from lstmopt.report.text import result_table
+
+    _rich(result_table(Report.load(output / "report.json")))
+    click.echo(f"\n{output / 'report.html'}")
+
+
+def _print(value: Any, as_json: bool) -> None:
+    """Prints a pydantic model as JSON or as its table."""
+    if as_json:
+        click.echo(value.model_dump_json(indent=2))
+    else:
+        _rich(value.render())
+
+
+def _rich(renderable: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    # A pipe or a file gets the whole table, not one cut at 80 columns.
+    Console(width=None if console.is_terminal else 160).print(renderable)
+
+
+@cli.command()
+@click.argument("model", type=FILE)
+@_target
+@_shape
+@click.option("--data", help="Data to measure degradation on: FILE.npz or module:function.")
+@_json
+def advise(
+    model: Path,
+    target: str,
+    shapes: Sequence[tuple[str, tuple[int, ...]]],
+    data: str | None,
+    as_json: bool,
+) -> None:
+    """Measures what each option would buy for MODEL on this machine; about a minute, no training."""
+    from lstmopt.passes.advise import advise as run
+
+    with progress_shown() as progress:
+        advice = run(model, target=_chosen(target, shapes), data=data, progress=progress)
+    _print(advice, as_json)
+
+
+@cli.command()
+@click.argument("model", type=FILE)
+@_json
+def inspect(model: Path, as_json: bool) -> None:
+    """Shows MODEL's recurrent layers, what is tied to their hidden units, and its states."""
+    from lstmopt.rnn.files import load_model
+    from lstmopt.rnn.inspection import inspect_model
+
+    _print(inspect_model(load_model(model), str(model)), as_json)
+
+
+@cli.command()
+@click.argument("model", type=FILE, required=False)
+@_target
+@click.option("--hidden-size", type=click.IntRange(min=1), help="Largest hidden size of a bare LSTM.")
+@click.option(
+    "--input-size", type=click.IntRange(min=1), help="Its input size; tied to the hidden size if not given."
+)
+@click.option(
+    "--step", type=click.IntRange(min=1), default=8, show_default=True, help="Grid of hidden sizes."
+)
+@click.option(
+    "-o", "--output", type=FILE, default=Path("latency"), show_default=True, help="Folder of tables, PNGs."
+)
+@_json
+def probe(
+    model: Path | None,
+    target: str,
+    hidden_size: int | None,
+    input_size: int | None,
+    step: int,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Measures latency against hidden size for MODEL's layers, or for a bare LSTM, and finds the points."""
+    from lstmopt.passes.probe import probe_to_folder
+
+    with progress_shown() as progress:
+        result = probe_to_folder(model, target, hidden_size, input_size, step, output, progress)
+    _print(result, as_json)
+
+
+@cli.command()
+@click.argument("models", type=FILE, nargs=-1, required=True)
+@_target
+@_shape
+@click.option("--rounds", type=click.IntRange(min=5), default=30, show_default=True, help="Rounds of blocks.")
+@click.option("--cold", is_flag=True, help="Empty the caches before each call.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def bench(
+    models: tuple[Path, ...],
+    target: str,
+    shapes: Sequence[tuple[str, tuple[int, ...]]],
+    rounds: int,
+    cold: bool,
+    as_json: bool,
+) -> None:
+    """Compares the latency of MODELS (ONNX files, OpenVINO IRs or artifact folders), interleaved."""
+    from lstmopt.passes.bench import bench as run
+
+    with progress_shown() as progress:
+        result = run(models, target=_chosen(target, shapes), rounds=rounds, cold=cold, progress=progress)
+    _print(result, as_json)
+
+
+@cli.command()
+@click.argument("artifact", type=FILE)
+@click.option("--baseline", type=FILE, help="An earlier artifact to compare the speed with.")
+@click.option("--max-slowdown", type=Percent(), default="5%", show_default=True, help="Over the baseline.")
+@_json
+def verify(artifact: Path, baseline: Path | None, max_slowdown: float, as_json: bool) -> None:
+    """Checks an ARTIFACT's files, outputs and contract; with --baseline, that it is not slower."""
+    from lstmopt.passes.verify import verify_artifact
+
+    with progress_shown() as progress:
+        result = verify_artifact(artifact, baseline=baseline, max_slowdown=max_slowdown, progress=progress)
+    _print(result, as_json)
+    if not result.passed:
+        raise ContractError(str(artifact), result.fault, "see the table above")
+
+
+@cli.command()
+@click.argument("model", type=FILE)
+@click.option("--runtime", type=click.Choice(["openvino", "onnxruntime"]), required=True)
+@click.option(
+    "--format",
+    "precision",
+    type=click.Choice(["auto", "f32", "bf16", "int8"]),
+    default="auto",
+    show_default=True,
+    help="auto: the fastest that keeps the outputs within 1%.",
+)
+@_target
+@_shape
+@click.option("-o", "--output", type=FILE, required=True, help="Folder to write.")
+@_json
+def export(
+    model: Path,
+    runtime: str,
+    precision: str,
+    target: str,
+    shapes: Sequence[tuple[str, tuple[int, ...]]],
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Writes MODEL in the form that a runtime executes; no training."""
+    from lstmopt.passes.export import export_model
+
+    with progress_shown() as progress:
+        result = export_model(
+            model,
+            runtime=runtime,
+            precision=precision,
+            target=_chosen(target, shapes),
+            output=output,
+            progress=progress,
+        )
+    _print(result, as_json)
+
+
+@cli.command()
+@_json
+def doctor(as_json: bool) -> None:
+    """Shows which runtimes, instruction sets and devices are usable, and what to install for the rest."""
+    from lstmopt.passes.doctor import doctor as run
+
+    _print(run(), as_json)
+
+
+@cli.command()
+@click.option(
+    "-o", "--output", type=FILE, default=Path("lstmopt-demo"), show_default=True, help="Artifact folder."
+)
+@click.option("--fresh", is_flag=True, help="Forget what earlier calls left there.")
+@_json
+def demo(output: Path, fresh: bool, as_json: bool) -> None:
+    """Optimises the reference character language model in under 10 minutes."""
+    from lstmopt.passes.demo import demo_call
+    from lstmopt.pipeline import Budget
+    from lstmopt.pipeline import optimize as run
+
+    call = demo_call()
+    with progress_shown() as progress:
+        state = run(
+            output=output,
+            fresh=fresh,
+            progress=progress,
+            command="lstmopt demo",
+            budget=Budget(seconds=call.pop("seconds")),
+            **call,
+        )
+    _print_report(state.output, as_json)
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Runs the command line; every fault of the user is one line on stderr.
+
+    Exits with 0 when done and within the contract, 1 when the contract or a speed goal is not met,
+    2 on bad input or usage.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except LstmoptError as error:
+        _fail(str(error), error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message().replace("\n", " "), 2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted: nothing is lost; the same command goes on where it stopped", 2)
+    except MemoryError:
+        _fail("out of memory: the model or the data is too large for this machine; use a smaller batch", 2)
+    except OSError as error:
+        where = error.filename or "the system"
+        _fail(f"{where}: {error.strerror or error}; check the path, its rights and the free space", 2)
+
+
+def _fail(line: str, code: int) -> NoReturn:
+    click.echo(f"error: {line}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

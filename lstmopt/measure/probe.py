@@ -1,0 +1,179 @@
+"""Measures a bare layer at many hidden sizes and finds the hysteresis points."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lstmopt.measure.fingerprint import fingerprint
+from lstmopt.measure.hysteresis import search
+from lstmopt.measure.lock import machine_lock
+from lstmopt.measure.process import Candidate, Worker, write_feeds
+from lstmopt.measure.table import LatencyTable
+from lstmopt.measure.timing import quiet_block
+from lstmopt.rnn.cells import LSTM
+from lstmopt.rnn.files import save_model
+from lstmopt.rnn.weights import RnnWeights
+from lstmopt.rnn.writer import rnn_model
+from lstmopt.runtimes import runtime as find_runtime
+
+Progress = Callable[[str, float], None]
+
+BLOCK_MS = 20.0
+
+MOST_REPEATS = 12
+"""Blocks of one hidden size: a layer is to take some seconds; the resolution follows from it."""
+
+
+def probe_layer(
+    *,
+    layer: str,
+    input_size: int | None,
+    hidden_sizes: Sequence[int],
+    directions: int,
+    runtime: str,
+    precision: str,
+    threads: int,
+    batch: int,
+    sequence: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> LatencyTable:
+    """Returns the latency table of a bare LSTM layer with random weights.
+
+    Each block is timed beside one of the largest hidden size in another process, so that a drift of
+    the machine cancels.
+
+    Args:
+        layer: what to call it.
+        input_size: features of a step, or None: the hidden size.
+        hidden_sizes: that may be chosen.
+        directions: 1, or 2 for a bidirectional layer.
+        runtime: the runtime's name.
+        precision: one that the runtime has here.
+        threads: of one inference.
+        batch: sequences a call.
+        sequence: steps a call.
+        seed: of the weights.
+        progress: told how far it is.
+    """
+    engine = find_runtime(runtime)
+    dims = sorted(set(hidden_sizes))
+    with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder, machine_lock(progress):
+        root = Path(folder)
+
+        def candidate(hidden: int) -> tuple[Candidate, list[tuple[float, Path]]]:
+            place = root / str(hidden)
+            place.mkdir(exist_ok=True)
+            weights = _random_layer(hidden, input_size or hidden, directions, seed)
+            source = place / "source.onnx"
+            save_model(rnn_model(weights, sequence=sequence, batch=batch), source)
+            deployment = engine.build(source, precision, place / "built")
+            rng = np.random.default_rng(seed)
+            x = rng.standard_normal((sequence, batch, input_size or hidden)).astype(np.float32)
+            item = Candidate(f"{layer} {hidden}", deployment, [(1.0, {"x": x})])
+            return item, write_feeds(item, place / "feeds")
+
+        largest = candidate(dims[-1])
+        with Worker(*largest, threads) as reference, Worker(*largest, threads) as worker:
+            reference.ready()
+            worker.ready()
+            loaded = dims[-1]
+            base = float(np.median([_latency(reference) for _ in range(5)]))
+
+            def measure(hidden: int, repeats: int) -> list[float]:
+                nonlocal loaded
+                if hidden != loaded:
+                    worker.load(*candidate(hidden))
+                    worker.ready()
+                    loaded = hidden
+                return [base * _latency(worker) / _latency(reference) for _ in range(repeats)]
+
+            found = search(measure, dims, progress, MOST_REPEATS)
+    return LatencyTable(
+        fingerprint=fingerprint(),
+        runtime=runtime,
+        version=engine.status().version,
+        precision=precision,
+        threads=threads,
+        batch=batch,
+        sequence=sequence,
+        layer=layer,
+        input_size=input_size,
+        directions=2 if directions == 2 else 1,
+        dimensions=tuple(dims),
+        samples={d: tuple(round(x, 3) for x in taken) for d, taken in found.samples.items()},
+        curve={d: round(x, 3) for d, x in found.latency.items()},
+        hysteresis_points=found.points,
+        hysteresis_bins=found.bins,
+        resolution=found.resolution,
+        measurements=found.measurements,
+        exhaustive=found.exhaustive,
+        confidence=found.confidence,
+    )
+
+
+def _latency(worker: Worker) -> float:
+    """Returns the median of one block of calls, microseconds."""
+    return float(np.median(quiet_block(worker, BLOCK_MS)[0].samples))
+
+
+def _random_layer(hidden: int, inputs: int, directions: int, seed: int) -> RnnWeights:
+    rng = np.random.default_rng(seed)
+    scale = 1 / np.sqrt(hidden)
+
+    def draw(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return rng.uniform(-scale, scale, shape).astype(np.float32)
+
+    gates = len(LSTM.gates)
+    return RnnWeights(
+        cell=LSTM,
+        direction="bidirectional" if directions == 2 else "forward",
+        w=draw(directions, gates, hidden, inputs),
+        r=draw(directions, gates, hidden, hidden),
+        b=draw(directions, 2, gates, hidden),
+    )
+
+
+def plot_table(table: LatencyTable, path: Path) -> None:
+    """Writes a PNG of a table: the curve, the samples behind it, points and bins marked."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
+    for index, (low, high) in enumerate(table.bins()):
+        label = "bin: smaller, not faster" if index == 0 else None
+        axes.axvspan(low - 0.5, high + 0.5, color="#d9822b", alpha=0.15, linewidth=0, label=label)
+    for dimension, samples in table.samples.items():
+        axes.plot([dimension] * len(samples), samples, ".", color="#8a9ba8", markersize=2, alpha=0.6)
+    dims = sorted(table.curve)
+    axes.plot(dims, [table.curve[d] for d in dims], color="#137cbd", linewidth=1.2, label="latency")
+    marks = sorted(table.points())
+    axes.plot(
+        marks, [table.curve[d] for d in marks], "o", color="#0f9960", markersize=5, label="hysteresis point"
+    )
+    values = [table.curve[d] for d in dims]
+    axes.set_ylim(0, 1.15 * max(values))
+    axes.set_xlabel("hidden size")
+    axes.set_ylabel("latency, µs")
+    inputs = "input = hidden" if table.input_size is None else f"input {table.input_size}"
+    axes.set_title(
+        f"{table.layer}: {table.runtime} {table.version} {table.precision}, batch {table.batch}, "
+        f"sequence {table.sequence}, {table.threads} thread, {inputs}\n{table.fingerprint.cpu}",
+        fontsize=9,
+        loc="left",
+    )
+    axes.legend(frameon=False, loc="upper left", fontsize=8)
+    axes.grid(axis="y", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}")
+    figure.savefig(beside, dpi=130, format="png")
+    pyplot.close(figure)
+    beside.replace(path)

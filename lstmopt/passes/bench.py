@@ -1,0 +1,169 @@
+"""Compares the latency of any models: ONNX files, OpenVINO IRs, artifact folders."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from lstmopt import measure
+from lstmopt.errors import LstmoptError
+from lstmopt.measure.fingerprint import fingerprint
+from lstmopt.passes.candidates import Feeds, build, timing_calls
+from lstmopt.report.golden import read_golden
+from lstmopt.report.schema import Manifest
+from lstmopt.rnn.files import load_model
+from lstmopt.runtimes.base import Deployment
+from lstmopt.targets import Target, load_target
+
+
+class BenchRow(BaseModel):
+    """One candidate."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    runtime: str
+    precision: str
+    latency_us: measure.Timing
+    ratio: measure.Ratio
+
+
+class BenchResult(BaseModel):
+    """What `lstmopt bench` has measured; ratios are the first candidate's latency over each one's."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cpu: str
+    threads: int
+    rows: tuple[BenchRow, ...]
+    aa: measure.Ratio
+    trusted: bool
+    discarded: int
+
+    def render(self) -> Any:
+        """Returns the shell's table."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("model", "runtime")
+        for column in ("p50", "p90", "p99", "speed over the first"):
+            table.add_column(column, justify="right")
+        for row in self.rows:
+            took, ratio = row.latency_us, row.ratio
+            speed = (
+                f"{ratio.value:.3f}x ({ratio.low:.3f}..{ratio.high:.3f})" if self.trusted else "not published"
+            )
+            table.add_row(
+                row.name,
+                f"{row.runtime} {row.precision}",
+                f"{took.median:.1f} us",
+                f"{took.p90:.1f} us",
+                f"{took.p99:.1f} us",
+                speed,
+            )
+        line = f"{self.cpu}, {self.threads} thread(s); the first against itself: {self.aa.value:.3f}"
+        return Group(
+            table, Text(line if self.trusted else f"{line}: the machine is too busy to publish ratios")
+        )
+
+
+def bench(
+    models: Sequence[Path],
+    *,
+    target: str | Path | Target = "local",
+    rounds: int = 30,
+    cold: bool = False,
+    seed: int = 0,
+    progress: Callable[[str, float], None] | None = None,
+) -> BenchResult:
+    """Times models against each other.
+
+    An ONNX file is timed in every runtime and precision of the target, an OpenVINO IR in its own, an
+    artifact in each entry of its ``deploy`` list.
+
+    Args:
+        models: the files or folders.
+        target: for runtimes, precisions, threads and shapes.
+        rounds: blocks of each candidate.
+        cold: whether the caches are emptied before each call.
+        seed: of the order and of random inputs.
+        progress: told how far it is.
+
+    Raises:
+        LstmoptError: something that is none of these.
+    """
+    chosen = load_target(target)
+    with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder:
+        candidates = [
+            candidate
+            for index, path in enumerate(models)
+            for candidate in _candidates(Path(path), index, chosen, Path(folder), seed)
+        ]
+        comparison = measure.compare(
+            candidates, threads=chosen.threads, rounds=rounds, cold=cold, seed=seed, progress=progress
+        )
+    first = candidates[0].name
+    rows = tuple(
+        BenchRow(
+            name=item.name.split("#")[1].split("|")[0],
+            runtime=item.deployment.runtime,
+            precision=item.deployment.precision,
+            latency_us=comparison.timing(item.name),
+            ratio=comparison.ratio(first, item.name),
+        )
+        for item in candidates
+    )
+    return BenchResult(
+        cpu=fingerprint().cpu,
+        threads=chosen.threads,
+        rows=rows,
+        aa=comparison.aa,
+        trusted=comparison.trusted,
+        discarded=comparison.discarded,
+    )
+
+
+def _candidates(path: Path, index: int, target: Target, folder: Path, seed: int) -> list[measure.Candidate]:
+    def named(deployment: Deployment, calls: Sequence[tuple[float, Feeds]]) -> measure.Candidate:
+        name = f"{index}#{path}|{deployment.runtime}|{deployment.precision}|{deployment.file.name}"
+        return measure.Candidate(name, deployment, calls)
+
+    if path.is_dir():
+        manifest = Manifest.load(path / "manifest.json")
+        feeds = read_golden(path / "golden.safetensors").inputs[0]
+        return [named(entry, [(1.0, feeds)]) for entry in manifest.deployments(path)]
+    if path.suffix == ".xml":
+        return [_ir(path, target, seed, named)]
+    model = load_model(path)
+    calls = timing_calls(model, target, seed)
+    return [named(entry, calls) for entry in build(str(index), model, target, folder).deployments]
+
+
+def _ir(path: Path, target: Target, seed: int, named: Callable[..., measure.Candidate]) -> measure.Candidate:
+    """Returns a candidate for an OpenVINO IR on random inputs; of two dynamic axes the first is time."""
+    import numpy as np
+
+    from lstmopt.runtimes import open_session
+
+    if not path.is_file():
+        raise LstmoptError(str(path), "no such file", "check the path")
+    deployment = Deployment(
+        runtime="openvino", file=path.resolve(), precision="f32", settings={"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    rng = np.random.default_rng(seed)
+    shape = target.shapes[0]
+    feeds = {}
+    for info in open_session(deployment, target.threads).inputs:
+        free = [axis for axis, size in enumerate(info.shape) if size is None]
+        sizes = [size or shape.batch for size in info.shape]
+        if len(free) == 2:
+            sizes[free[0]] = shape.sequence
+        floating = np.issubdtype(info.dtype, np.floating)
+        array = rng.standard_normal(sizes) if floating else np.zeros(sizes)
+        feeds[info.name] = array.astype(info.dtype)
+    return named(deployment, [(1.0, feeds)])

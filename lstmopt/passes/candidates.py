@@ -1,0 +1,253 @@
+"""Builds a model for every runtime and precision of a target, and measures each as it would be deployed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from lstmopt import measure
+from lstmopt.errors import LstmoptError
+from lstmopt.rnn.examples import example_inputs, sizes_for
+from lstmopt.rnn.files import save_model
+from lstmopt.rnn.reader import find_rnns
+from lstmopt.runtimes import open_session, runtime
+from lstmopt.runtimes.base import Deployment
+from lstmopt.tasks.base import Degradation, Evaluation, degradation, load_evaluation, save_evaluation
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from lstmopt.pipeline import State
+    from lstmopt.targets import Target
+    from lstmopt.tasks.data import Dataset
+
+NOISE = 1e-5
+"""Relative difference between two correct f32 runs of one model: no degradation smaller than it is one."""
+
+Feeds = Mapping[str, npt.NDArray[Any]]
+Progress = Callable[[str, float], None]
+
+
+class Candidate(BaseModel):
+    """One model in one runtime and precision, measured.
+
+    Attributes:
+        name: "original", "resized" or "pruned".
+        deployment: the file, and how it is loaded.
+        latency: latency of one call, weighted over the target's shapes, in microseconds.
+        degradation: against the original, on validation data, in this deployment; None where not measured.
+        metric: the task's metric in this deployment.
+        within_contract: whether the degradation is allowed.
+        hidden_sizes: hidden size of each recurrent layer, by name.
+        parameters: entries of W and R of the recurrent layers.
+        nonzero_parameters: those that are not zero.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    deployment: Deployment
+    latency: measure.Timing
+    degradation: Degradation | None
+    metric: float | None
+    within_contract: bool
+    hidden_sizes: dict[str, int]
+    parameters: int
+    nonzero_parameters: int
+
+    @property
+    def title(self) -> str:
+        """Name, runtime and precision in one line."""
+        return f"{self.name}, {self.deployment.runtime} {self.deployment.precision}"
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model as each runtime loads it, and why some could not be built."""
+
+    name: str
+    model: ir.Model
+    deployments: tuple[Deployment, ...]
+    notes: tuple[str, ...]
+
+
+def build(name: str, model: ir.Model, target: Target, folder: Path) -> Built:
+    """Writes a model for every runtime x precision that the target allows and this machine can run.
+
+    Args:
+        name: what the candidates are called.
+        model: the graph.
+        target: runtimes and precisions.
+        folder: where the files go, in a folder of that name.
+
+    Raises:
+        LstmoptError: no runtime of the target can load the model.
+    """
+    place = folder / name
+    place.mkdir(parents=True, exist_ok=True)
+    source = place / "model.onnx"
+    save_model(model, source)
+    deployments: list[Deployment] = []
+    notes: list[str] = []
+    for wanted in target.runtimes:
+        engine = runtime(wanted.runtime)
+        status = engine.status()
+        if not status.usable:
+            notes.append(f"{wanted.runtime} was left out: {status.reason}")
+            continue
+        for precision in wanted.precisions:
+            if precision not in engine.precisions():
+                continue
+            try:
+                deployments.append(engine.build(source, precision, place / f"{wanted.runtime}-{precision}"))
+            except LstmoptError as error:
+                notes.append(f"{name} in {wanted.runtime} {precision} was left out: {error.fault}")
+    if not deployments:
+        raise LstmoptError(
+            f"target {target.name}",
+            "no runtime of it can load the model: "
+            + ("; ".join(notes) or "none of its precisions runs on this machine"),
+            "see lstmopt doctor",
+        )
+    return Built(name, model, tuple(deployments), tuple(notes))
+
+
+def timing_calls(model: ir.Model, target: Target, seed: int) -> list[tuple[float, Feeds]]:
+    """Returns a share and the inputs of each shape of the target, for this model's interface."""
+    total = sum(shape.weight for shape in target.shapes)
+    return [
+        (
+            shape.weight / total,
+            example_inputs(model, seed, sizes_for(model, shape.batch, shape.sequence, shape.inputs)),
+        )
+        for shape in target.shapes
+    ]
+
+
+def compare(
+    builds: Sequence[Built], target: Target, seed: int, progress: Progress, rounds: int | None = None
+) -> measure.Comparison:
+    """Times every deployment of every model, all interleaved; names are `key(name, deployment)`."""
+    candidates = [
+        measure.Candidate(
+            name=key(built.name, deployment),
+            deployment=deployment,
+            calls=timing_calls(built.model, target, seed),
+        )
+        for built in builds
+        for deployment in built.deployments
+    ]
+    options: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
+    return measure.compare(candidates, threads=target.threads, seed=seed, progress=progress, **options)
+
+
+def key(name: str, deployment: Deployment) -> str:
+    """Returns what a comparison calls one deployment of one model."""
+    return f"{name}/{deployment.runtime}/{deployment.precision}"
+
+
+def evaluate(
+    deployment: Deployment, state: State, part: Dataset, reference: Deployment | None = None
+) -> Evaluation:
+    """Runs a deployment over data and returns what the task makes of its outputs.
+
+    An evaluation of the same files on the same data is taken from the run folder.
+
+    Args:
+        deployment: what is evaluated, loaded as a user would load it.
+        state: for the task and the number of threads.
+        part: the data.
+        reference: the original, for tasks that compare with its outputs.
+    """
+    threads = state.target.threads
+    against = None if reference is None or state.labelled else reference
+    path = state.run_folder / "evaluations" / f"{_evaluation_key(deployment, state, part, against)}.safetensors"
+    known = load_evaluation(path)
+    if known is not None:
+        return known
+    other = None if against is None else open_session(against, threads)
+    found = state.task.evaluate(open_session(deployment, threads), part, reference=other)
+    save_evaluation(path, found)
+    return found
+
+
+def _evaluation_key(
+    deployment: Deployment, state: State, part: Dataset, reference: Deployment | None
+) -> str:
+    """Returns a hash of everything that an evaluation depends on."""
+    digest = hashlib.sha256(part.digest().encode() + state.task.name.encode())
+    for item in (deployment, reference):
+        if item is not None:
+            digest.update(repr((item.runtime, item.precision, sorted(item.settings.items()))).encode())
+            for path in sorted(item.file.parent.glob(f"{item.file.stem}.*")):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def original_deployment(state: State) -> Deployment:
+    """Returns the original in ONNX Runtime's f32: what every degradation is measured against."""
+    folder = state.run_folder / "original"
+    source = folder / "source.onnx"
+    if not source.exists():
+        save_model(state.original, source)
+    return runtime("onnxruntime").build(source, "f32", folder / "onnxruntime-f32")
+
+
+def assess(
+    builds: Sequence[Built], comparison: measure.Comparison, state: State, limit: float | None = None
+) -> tuple[Candidate, ...]:
+    """Returns every deployment with its latency and its degradation on the validation data.
+
+    Args:
+        builds: models in the forms that runtimes load.
+        comparison: their latencies.
+        state: contract, task and data.
+        limit: skip the evaluation of those that are slower than this many microseconds.
+    """
+    baseline = original_deployment(state)
+    original = evaluate(baseline, state, state.data.valid, baseline)
+    found = []
+    for built in builds:
+        layers = [layer for layer in find_rnns(built.model) if layer.weights is not None]
+        weights = {layer.name: layer.weights for layer in layers if layer.weights is not None}
+        for deployment in built.deployments:
+            name = key(built.name, deployment)
+            latency = comparison.timing(name)
+            worse = metric = None
+            if limit is None or latency.median <= limit:
+                state.progress(f"evaluating {name}", 0.5)
+                evaluation = evaluate(deployment, state, state.data.valid, baseline)
+                worse, metric = degradation(original, evaluation, state.seed), evaluation.metric
+            found.append(
+                Candidate(
+                    name=built.name,
+                    deployment=deployment,
+                    latency=latency,
+                    degradation=worse,
+                    metric=metric,
+                    within_contract=worse is not None and worse.value <= state.max_degradation + NOISE,
+                    hidden_sizes={name: item.hidden_size for name, item in weights.items()},
+                    parameters=sum(item.parameters for item in weights.values()),
+                    nonzero_parameters=sum(item.nonzero_parameters for item in weights.values()),
+                )
+            )
+    return tuple(found)
+
+
+def fastest_f32(peers: Sequence[Candidate]) -> Candidate:
+    """Returns the fastest peer in f32."""
+    return min(
+        (peer for peer in peers if peer.deployment.precision == "f32"), key=lambda peer: peer.latency.median
+    )
+
+
+def best_peer(peers: Sequence[Candidate]) -> Candidate:
+    """Returns the fastest peer of any precision within the contract; f32 always is."""
+    allowed = [peer for peer in peers if peer.within_contract] or [fastest_f32(peers)]
+    return min(allowed, key=lambda peer: peer.latency.median)

@@ -1,0 +1,39 @@
+"""What `lstmopt demo` optimises: the reference model on the standard library's own source text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lstmopt.errors import LstmoptError
+from lstmopt.passes.grow_prune import GrowPrune
+from lstmopt.reference.char_lm import corpus, model_path
+
+TRAINING_SECONDS = 360.0
+MAX_DEGRADATION = 0.02
+HELD_OUT = 65_536
+"""Characters of the validation and of the test text that the demo looks at: its ten minutes are for more."""
+
+
+def demo_call() -> dict[str, Any]:
+    """Returns the keywords of `lstmopt.optimize`.
+
+    Raises:
+        LstmoptError: this Python comes without its standard library's sources.
+    """
+    try:
+        text = corpus()
+    except FileNotFoundError as error:
+        raise LstmoptError("lstmopt demo", str(error), "use a Python with its sources") from error
+    return {
+        "model": model_path(),
+        "target": "local",
+        "data": {"tokens": text.train},
+        "val": {"tokens": text.valid[:HELD_OUT]},
+        "test": {"tokens": text.test[:HELD_OUT]},
+        "task": "lm",
+        "max_degradation": MAX_DEGRADATION,
+        "compression": 4.1,
+        "scales": (0.86,),
+        "train": GrowPrune(learning_rate=4e-3, dropout=0.0, start_density=0.8),
+        "seconds": TRAINING_SECONDS,
+    }

@@ -1,0 +1,79 @@
+"""Says what this machine can do, and what to install for the rest."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from lstmopt.measure.fingerprint import Fingerprint, fingerprint
+from lstmopt.runtimes import RUNTIMES
+
+OTHERS = (
+    ("torch", "needed by optimize: pip install torch"),
+    ("tensorrt", "for --target nvidia: pip install 'lstmopt[tensorrt]'"),
+)
+
+
+class Finding(BaseModel):
+    """A runtime or package."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    usable: bool
+    version: str
+    precisions: tuple[str, ...]
+    remark: str
+
+
+class Diagnosis(BaseModel):
+    """What `lstmopt doctor` has found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    fingerprint: Fingerprint
+    findings: tuple[Finding, ...]
+
+    def render(self) -> Any:
+        """Returns the shell's table."""
+        from rich.console import Group
+        from rich.markup import escape
+        from rich.table import Table
+        from rich.text import Text
+
+        machine = self.fingerprint
+        caches = ", ".join(f"{name} {size // 1024} KiB" for name, size in machine.caches.items())
+        lines = [
+            Text(f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib} GiB, {machine.system}"),
+            Text(f"instruction sets: {', '.join(machine.isa) or 'unknown'}; caches: {caches or 'unknown'}"),
+        ]
+        table = Table("", "usable", "version", "precisions", "remark")
+        for item in self.findings:
+            usable, precisions = "yes" if item.usable else "no", ", ".join(item.precisions) or "-"
+            table.add_row(item.name, usable, item.version or "-", precisions, escape(item.remark))
+        return Group(*lines, table)
+
+
+def doctor() -> Diagnosis:
+    """Returns which runtimes, precisions and packages are usable here."""
+    findings = []
+    for runtime in RUNTIMES:
+        status = runtime.status()
+        findings.append(
+            Finding(
+                name=status.name,
+                usable=status.usable,
+                version=status.version,
+                precisions=status.precisions,
+                remark=status.reason,
+            )
+        )
+    for package, remark in OTHERS:
+        try:
+            number = version(package)
+            findings.append(Finding(name=package, usable=True, version=number, precisions=(), remark=""))
+        except PackageNotFoundError:
+            findings.append(Finding(name=package, usable=False, version="", precisions=(), remark=remark))
+    return Diagnosis(fingerprint=fingerprint(), findings=tuple(findings))

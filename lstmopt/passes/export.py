@@ -1,0 +1,262 @@
+"""Measures every candidate in its runtime and writes the artifact of the fastest one allowed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from lstmopt.errors import ContractError
+from lstmopt.measure.fingerprint import fingerprint
+from lstmopt.passes import reporting
+from lstmopt.passes.candidates import (
+    Candidate,
+    assess,
+    build,
+    compare,
+    evaluate,
+    original_deployment,
+    timing_calls,
+)
+from lstmopt.passes.peers import ORIGINAL
+from lstmopt.passes.verify import artifact_checks
+from lstmopt.report.folder import manifest_files, write_artifact_folder
+from lstmopt.report.golden import Golden, play, write_golden
+from lstmopt.report.html import render_html
+from lstmopt.report.runner import run_script
+from lstmopt.report.schema import Manifest, Report, StateRecord
+from lstmopt.rnn.files import load_model, save_model
+from lstmopt.rnn.states import state_pairs
+from lstmopt.runtimes import open_session
+from lstmopt.runtimes.base import Deployment
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from lstmopt.pipeline import State
+    from lstmopt.targets import Target
+
+GOLDEN_WINDOWS = 3
+"""Calls recorded one after the other, so that states are fed back twice."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Stage: the artifact folder.
+
+    Args:
+        rounds: blocks of the measurement that chooses.
+    """
+
+    rounds: int = 30
+
+    name: ClassVar[str] = "export"
+    needs: ClassVar[tuple[str, ...]] = ("model", "target", "data")
+    gives: ClassVar[tuple[str, ...]] = ("candidates", "report", "artifact")
+
+    def run(self, state: State) -> State:
+        """Returns the state with its candidates and report; the artifact is in place.
+
+        Raises:
+            ContractError: no candidate holds the contract; nothing was written.
+            LstmoptError: the output cannot be written.
+        """
+        builds = [
+            build(name, model, state.target, state.workdir / "candidates")
+            for name, model in _models(state).items()
+        ]
+        notes = (*state.notes, *(note for built in builds for note in built.notes if note not in state.notes))
+        comparison = compare(builds, state.target, state.seed, state.progress, self.rounds)
+        candidates = assess(builds, comparison, state)
+        chosen = choose(candidates, state.max_degradation)
+        state = replace(state, candidates=candidates, notes=notes)
+        report = reporting.report(state, candidates, chosen, comparison, tested=_test(state, chosen))
+        model = next(built.model for built in builds if built.name == chosen.name)
+        deployed = [
+            candidate
+            for candidate in sorted(candidates, key=lambda item: item.latency.median)
+            if candidate.name == chosen.name and candidate.within_contract
+        ]
+
+        def fill(folder: Path) -> None:
+            feeds = timing_calls(model, state.target, state.seed)[0][1]
+            shapes = {name: array.shape for name, array in feeds.items()}
+            placed = _place_files(folder, model, deployed, shapes)
+            entries = [entry for entry, _ in placed]
+            golden = _golden(state, model, [candidate for _, candidate in placed])
+            write_golden(folder / "golden.safetensors", golden)
+            (folder / "run.py").write_text(run_script(), encoding="utf-8")
+            reporting.write_latency(folder / "latency", state.tables)
+            final = report.model_copy(
+                update={"optimized": report.optimized.model_copy(update={"file": entries[0].file.as_posix()})}
+            )
+            final.save(folder / "report.json")
+            page = render_html(final, reporting.curves(state.tables))
+            (folder / "report.html").write_text(page, encoding="utf-8")
+            manifest = Manifest(
+                files=manifest_files(folder),
+                versions=reporting.versions(),
+                fingerprint=fingerprint(),
+                deploy=tuple(entries),
+                states=tuple(StateRecord(input=p.input, output=p.output) for p in state_pairs(model)),
+                threads=state.target.threads,
+            )
+            manifest.save(folder / "manifest.json")
+            # Before it takes the place of an older one: what does not check is never seen there.
+            for check in artifact_checks(folder, manifest):
+                if not check.passed:
+                    raise ContractError(str(state.output), f"{check.name}: {check.detail}", "report this")
+
+        write_artifact_folder(fill, state.output)
+        return replace(state, model=model, report=Report.load(state.output / "report.json"))
+
+
+def _models(state: State) -> dict[str, ir.Model]:
+    """Returns the models that could ship, by name."""
+    models = {ORIGINAL: state.original, **state.trained}
+    if not state.trained and state.model is not state.original:
+        models["optimized"] = state.model
+    return models
+
+
+def choose(candidates: tuple[Candidate, ...], max_degradation: float) -> Candidate:
+    """Returns the fastest candidate within the contract, of a model that holds it in f32 too.
+
+    Raises:
+        ContractError: there is none.
+    """
+    broken = {c.name for c in candidates if c.deployment.precision == "f32" and not c.within_contract}
+    allowed = [c for c in candidates if c.within_contract and c.name not in broken]
+    if not allowed:
+        measured = [c.degradation.value for c in candidates if c.degradation is not None]
+        raise ContractError(
+            "contract",
+            f"no candidate degrades by at most {max_degradation:.2%} (best: {min(measured, default=0):.2%})",
+            "allow more with --max-degradation, or train longer with --budget",
+        )
+    return min(allowed, key=lambda candidate: candidate.latency.median)
+
+
+def _test(state: State, chosen: Candidate) -> reporting.Tested | None:
+    """Evaluates the original and the chosen candidate on the test data, where there are any."""
+    if state.data.test is None:
+        return None
+    baseline = original_deployment(state)
+    state.progress("evaluating the test data", 0.9)
+    return reporting.Tested(
+        original=evaluate(baseline, state, state.data.test, baseline).metric,
+        optimized=evaluate(chosen.deployment, state, state.data.test, baseline).metric,
+    )
+
+
+def _place_files(
+    folder: Path, model: ir.Model, deployed: list[Candidate], shapes: dict[str, tuple[int, ...]]
+) -> list[tuple[Deployment, Candidate]]:
+    """Writes the model files; returns what is deployed, best first.
+
+    Paths are inside the artifact, and input shapes those of the call that was timed.
+    """
+    save_model(model, folder / "model.onnx")
+    entries: list[tuple[Deployment, Candidate]] = []
+    places: dict[str, Path] = {}
+    for candidate in deployed:
+        deployment = candidate.deployment
+        place = places.get(deployment.runtime)
+        if deployment.runtime == "openvino" or place is None:
+            place = folder / deployment.runtime / deployment.file.name
+            if deployment.runtime not in places:
+                _copy(deployment.file, place)
+            places[deployment.runtime] = place
+        else:
+            # A runtime's folder holds its fastest precision; model.onnx is there for f32.
+            if deployment.precision != "f32":
+                continue
+            place = folder / "model.onnx"
+        changes = {"file": place.relative_to(folder), "input_shapes": shapes}
+        entries.append((deployment.model_copy(update=changes), candidate))
+    return entries
+
+
+def _copy(source: Path, place: Path) -> None:
+    """Copies a model file and the weights beside it."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for path in source.parent.glob(f"{source.stem}.*"):
+        shutil.copyfile(path, place.parent / path.name)
+
+
+def _golden(state: State, model: ir.Model, deployed: list[Candidate]) -> Golden:
+    """Records what the original and each deployment answer to the same calls, states fed back."""
+    pairs = [(pair.input, pair.output) for pair in state_pairs(model)]
+    sources = {source for source, _ in pairs}
+
+    def calls(graph: ir.Model) -> list[dict[str, Any]]:
+        windows = [
+            dict(timing_calls(graph, state.target, state.seed + step)[0][1]) for step in range(GOLDEN_WINDOWS)
+        ]
+        for window in windows:
+            for name in sources & set(window):
+                window[name][...] = 0
+        return windows
+
+    def recorded(deployment: Deployment, windows: list[dict[str, Any]]) -> tuple[Any, ...]:
+        return play(open_session(deployment, state.target.threads).run, windows, pairs)
+
+    inputs, of_original = calls(model), calls(state.original)
+    for ours, theirs in zip(inputs, of_original, strict=True):
+        theirs.update({name: array for name, array in ours.items() if name not in sources})
+    return Golden(
+        inputs=tuple(inputs),
+        original=recorded(original_deployment(state), of_original),
+        optimized=tuple(recorded(candidate.deployment, inputs) for candidate in deployed),
+    )
+
+
+class Exported(BaseModel):
+    """What `lstmopt export` has written."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    deployment: Deployment
+    error: float
+
+    def render(self) -> Any:
+        """Returns a line for the shell."""
+        from rich.text import Text
+
+        return Text(
+            f"{self.deployment.file}: {self.deployment.runtime} {self.deployment.precision}, "
+            f"relative error {self.error:.1e} against the original in f32"
+        )
+
+
+def export_model(
+    path: Path,
+    *,
+    runtime: str,
+    precision: str,
+    target: str | Path | Target,
+    output: Path,
+    progress: Callable[[str, float], None],
+) -> Exported:
+    """Writes a model in the form that a runtime executes, without training.
+
+    Args:
+        path: the ONNX file.
+        runtime: the runtime's name.
+        precision: "f32", "bf16", "int8", or "auto": the fastest within 1% of the outputs' deviation.
+        target: for its shapes and threads.
+        output: the folder to write.
+        progress: told how far it is.
+
+    Raises:
+        LstmoptError: the model cannot be converted or the output not written.
+    """
+    from lstmopt.passes.convert import convert
+
+    deployment, error = convert(load_model(path), path, runtime, precision, target, output, progress)
+    return Exported(source=str(path), deployment=deployment, error=error)

@@ -1,0 +1,277 @@
+"""The stage `GrowPrune`: prunes the LSTMs while it restores the accuracy by training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from lstmopt.errors import LstmoptError
+from lstmopt.sparsity.patterns import Pattern, Unstructured, parse_pattern
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from lstmopt.bridge.module import OnnxModule
+    from lstmopt.bridge.pruning import Group, Matrix
+    from lstmopt.bridge.training import Length, Settings
+    from lstmopt.pipeline import State
+
+RATES = {"adam": 2e-3, "sgd": 1.0}
+VALIDATION_CALLS = 8
+LEAST_STEPS = 4
+
+
+@dataclass(frozen=True)
+class GrowPrune:
+    """Gradual magnitude pruning with distillation, from the dense model.
+
+    The density falls along a cubic ramp, masks are renewed by magnitude on the way, part of the budget
+    can go to weights that the gradient asks for, and the loss mixes the task's with the distance from a
+    teacher (`State.teacher`, or the original). Where the data have no labels the teacher alone counts.
+
+    Args:
+        density: share of the LSTMs' weights that stay, over all layers; or a mapping from a layer's name
+            to its own (a layer that is not named stays dense).
+        pattern: which masks are legal, see `lstmopt.sparsity.patterns.parse_pattern`.
+        epochs: passes over the training data, where neither steps nor seconds are given here or by
+            `State.budget`.
+        steps: optimiser steps.
+        seconds: wall-clock seconds, from which the number of steps is found.
+        batch: sequences a step.
+        sequence: time steps a window.
+        optimizer: "adam" or "sgd".
+        learning_rate: at the start; None takes 0.002 for adam and 1 for sgd.
+        clip: bound on the gradient's norm.
+        dropout: probability on the LSTMs' inputs and outputs; None takes up to 0.2, less where the
+            density is low, and none without labels or where the data are hardly seen twice.
+        alpha: share of the distillation in the loss.
+        temperature: of the distillation.
+        regrow: share of the weights that is exchanged at the first renewal of the masks, falling to 0.
+        mask_every: steps between renewals of the masks.
+        ramp: share of the training in which the density falls.
+        start_density: density at the first step.
+        hold: share of the training in which the learning rate stays.
+        final_rate: what is left of the learning rate at the end, as a share.
+        prune_decoder: density of the MatMul and Gemm weights that read the LSTMs; None leaves them dense.
+        amp: compute products in bfloat16; None does so where the CPU does and it is faster.
+        threads: of torch; None leaves its setting.
+        seed: None takes the state's.
+    """
+
+    density: float | Mapping[str, float] = 0.1
+    pattern: str = "unstructured"
+    epochs: float = 4.0
+    steps: int | None = None
+    seconds: float | None = None
+    batch: int = 32
+    sequence: int = 64
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float | None = None
+    clip: float = 5.0
+    dropout: float | None = None
+    alpha: float = 0.5
+    temperature: float = 1.0
+    regrow: float = 0.3
+    mask_every: int = 50
+    ramp: float = 0.5
+    start_density: float = 0.5
+    hold: float = 0.4
+    final_rate: float = 0.02
+    prune_decoder: float | None = None
+    amp: bool | None = None
+    threads: int | None = None
+    seed: int | None = None
+
+    name: ClassVar[str] = "grow-prune"
+    needs: ClassVar[tuple[str, ...]] = ("model", "data")
+    gives: ClassVar[tuple[str, ...]] = ("masks",)
+
+    def __post_init__(self) -> None:
+        densities = {"density": self.density} if isinstance(self.density, float | int) else self.density
+        shares = {
+            **{
+                f"density of {name}" if name != "density" else name: value
+                for name, value in densities.items()
+            },
+            "prune_decoder": self.prune_decoder,
+            "start_density": self.start_density,
+            "ramp": self.ramp,
+            "hold": self.hold,
+            "final_rate": self.final_rate,
+            "alpha": self.alpha,
+            "regrow": self.regrow,
+            "dropout": self.dropout,
+        }
+        for name, value in shares.items():
+            if value is not None and not 0 <= value <= 1:
+                raise LstmoptError(f"GrowPrune {name}", f"{value} is not within 0..1", "give a share")
+        positive = ("epochs", "steps", "seconds", "batch", "sequence", "clip", "temperature", "mask_every")
+        for name in (*positive, "learning_rate", "threads"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise LstmoptError(f"GrowPrune {name}", f"{value} is not positive", "give a number above 0")
+        if self.optimizer not in RATES:
+            raise LstmoptError(f"GrowPrune optimizer {self.optimizer!r}", "is unknown", "use adam or sgd")
+        parse_pattern(self.pattern)
+
+    def run(self, state: State) -> State:
+        """Returns the state with the pruned and trained model and its masks.
+
+        Raises:
+            LstmoptError: there is nothing to prune, an operator cannot be trained through, or the
+                training diverged.
+        """
+        from lstmopt.bridge.module import OnnxModule, write_back
+        from lstmopt.bridge.pruning import Pruner
+        from lstmopt.bridge.runner import ModuleRunner, Stream
+        from lstmopt.bridge.schedule import Schedule
+        from lstmopt.bridge.training import Trainer, has_native_bfloat16
+
+        task, data = state.task, state.data
+        if self.amp and not has_native_bfloat16():
+            raise LstmoptError("GrowPrune amp", "this CPU does not compute in bfloat16", "leave amp out")
+        with _threads(self.threads):
+            module = OnnxModule(state.model)
+            groups = self._groups(state.model, module)
+            source = state.teacher if state.teacher is not None else state.original
+            labelled = state.labelled
+            teacher = None
+            if self.alpha > 0 or not labelled:
+                teacher = OnnxModule(source).eval().requires_grad_(False)
+            original = teacher if source is state.original else None
+            if original is None:
+                original = OnnxModule(state.original).eval().requires_grad_(False)
+            settings = self._settings(state)
+            length, epochs = self._length(state, settings)
+            settings = replace(settings, dropout=self._dropout(epochs, labelled))
+            reference = ModuleRunner(state.original, original)
+            student = ModuleRunner(state.model, module)
+            limit = VALIDATION_CALLS * settings.batch * (settings.sequence if task.name == "lm" else 1)
+
+            def validate() -> float:
+                return float(task.evaluate(student, data.valid, reference=reference, limit=limit).loss)
+
+            trainer = Trainer(
+                task=task,
+                train=data.train,
+                student=Stream(state.model, module, task.interface),
+                teacher=None if teacher is None else Stream(source, teacher, task.interface),
+                pruner=Pruner(module, groups, regrow=self.regrow > 0),
+                schedule=Schedule(
+                    start_density=self.start_density,
+                    ramp=self.ramp,
+                    hold=self.hold,
+                    final_rate=self.final_rate,
+                    regrow=self.regrow,
+                ),
+                settings=settings,
+                length=length,
+                validate=validate,
+                path=state.workdir / "checkpoint.safetensors",
+                key=repr(
+                    (self, settings.seed, sorted((n, tuple(w.shape)) for n, w in module.weights.items()))
+                ),
+                progress=state.progress,
+            )
+            loss = trainer.run()
+        state.progress(f"trained, validation loss {loss:.4f}", 1.0)
+        return replace(
+            state,
+            model=write_back(state.model, module),
+            masks={name: mask.numpy() for name, mask in module.masks.items()},
+            notes=(*state.notes, *(note for note in module.notes if note not in state.notes)),
+        )
+
+    def _groups(self, model: ir.Model, module: OnnxModule) -> list[Group]:
+        from lstmopt.bridge.pruning import Group, decoder_matrices, recurrent_matrices
+
+        layers = recurrent_matrices(model, module)
+        if not layers:
+            raise LstmoptError(
+                "GrowPrune", "the model has no LSTM weights that can be pruned", "see lstmopt inspect"
+            )
+        pattern: Pattern = parse_pattern(self.pattern)
+        groups: list[Group] = []
+        if isinstance(self.density, Mapping):
+            unknown = [name for name in self.density if name not in layers]
+            if unknown:
+                raise LstmoptError(
+                    f"GrowPrune density of {unknown[0]}", "no such layer", f"name one of {', '.join(layers)}"
+                )
+            groups += [Group(layers[name], pattern, value) for name, value in self.density.items()]
+        else:
+            everything: tuple[Matrix, ...] = sum(layers.values(), ())
+            groups.append(Group(everything, pattern, self.density))
+        if self.prune_decoder is not None:
+            taken = {matrix.weight for group in groups for matrix in group.matrices}
+            decoder = tuple(m for m in decoder_matrices(model, module) if m.weight not in taken)
+            if not decoder:
+                raise LstmoptError(
+                    "GrowPrune prune_decoder", "no MatMul or Gemm reads the LSTMs", "leave it out"
+                )
+            groups.append(Group(decoder, Unstructured(), self.prune_decoder))
+        return groups
+
+    def _settings(self, state: State) -> Settings:
+        from lstmopt.bridge.training import Settings
+
+        return Settings(
+            batch=self.batch,
+            sequence=self.sequence,
+            optimizer=self.optimizer,
+            learning_rate=RATES[self.optimizer] if self.learning_rate is None else self.learning_rate,
+            clip=self.clip,
+            alpha=self.alpha,
+            temperature=self.temperature,
+            mask_every=self.mask_every,
+            seed=state.seed if self.seed is None else self.seed,
+            amp=self.amp,
+        )
+
+    def _length(self, state: State, settings: Settings) -> tuple[Length, float | None]:
+        """Returns how long to train, and how many epochs that is where it is known."""
+        import numpy as np
+
+        from lstmopt.bridge.training import Length
+
+        rng = np.random.default_rng(0)
+        part = state.data.train
+        each = sum(
+            1 for _ in state.task.batches(part, batch=settings.batch, sequence=settings.sequence, rng=rng)
+        )
+        budget = state.budget
+        if self.seconds is not None or (self.steps is None and budget.seconds is not None):
+            return Length(seconds=self.seconds if self.seconds is not None else budget.seconds), None
+        steps = self.steps if self.steps is not None else budget.steps
+        if steps is None:
+            steps = max(1, round(self.epochs * each))
+        return Length(steps=max(LEAST_STEPS, steps)), steps / max(1, each)
+
+    def _dropout(self, epochs: float | None, labelled: bool) -> float:
+        """Returns the dropout.
+
+        What is not seen twice cannot be learnt by heart, few weights learn little by heart, and a
+        teacher's outputs are worth learning exactly.
+        """
+        if self.dropout is not None:
+            return self.dropout
+        if not labelled:
+            return 0.0
+        density = self.density if not isinstance(self.density, Mapping) else max(self.density.values())
+        repeated = min(1.0, max(0.0, ((epochs or 1.0) - 1.0) / 2.0))
+        return repeated * min(0.2, 1.6 * density)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,33 @@
+"""Measures the original as users would deploy it today: what everything else competes with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from lstmopt.passes.candidates import assess, build, compare
+
+if TYPE_CHECKING:
+    from lstmopt.pipeline import State
+
+ORIGINAL = "original"
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Speed and degradation of the original in every runtime x precision of the target.
+
+    Args:
+        rounds: blocks of each measurement.
+    """
+
+    rounds: int = 20
+    name: ClassVar[str] = "peers"
+    needs: ClassVar[tuple[str, ...]] = ("model", "target", "data")
+    gives: ClassVar[tuple[str, ...]] = ("peers",)
+
+    def run(self, state: State) -> State:
+        """Returns the state with its peers."""
+        built = build(ORIGINAL, state.original, state.target, state.workdir)
+        comparison = compare([built], state.target, state.seed, state.progress, self.rounds)
+        return replace(state, peers=assess([built], comparison, state), notes=(*state.notes, *built.notes))

@@ -1,0 +1,246 @@
+"""Turns candidates and their comparison into the report."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import lstmopt
+from lstmopt import measure
+from lstmopt.measure.fingerprint import fingerprint
+from lstmopt.passes.candidates import NOISE, Candidate, best_peer, fastest_f32, key
+from lstmopt.passes.peers import ORIGINAL
+from lstmopt.report.plots import Curve
+from lstmopt.report.schema import (
+    CandidateRecord,
+    Contract,
+    HiddenSize,
+    Interval,
+    Latency,
+    LstmRecord,
+    Measurement,
+    Metric,
+    Optimized,
+    Peer,
+    Ratios,
+    Report,
+    Size,
+)
+from lstmopt.rnn.reader import find_rnns
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from lstmopt.measure.table import LatencyTable
+    from lstmopt.pipeline import State
+
+PACKAGES = ("openvino", "onnxruntime", "onnx", "torch", "numpy")
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The metric on test data, which decided nothing."""
+
+    original: float
+    optimized: float
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that figures depend on."""
+    found = {"lstmopt": lstmopt.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def report(
+    state: State,
+    candidates: Sequence[Candidate],
+    chosen: Candidate,
+    comparison: measure.Comparison,
+    tested: Tested | None,
+) -> Report:
+    """Returns the report of an artifact.
+
+    Args:
+        state: of the run.
+        candidates: everything that was measured, the original in every precision among it.
+        chosen: what ships.
+        comparison: the measurement that they all took part in.
+        tested: metric on test data.
+    """
+    peers = [candidate for candidate in candidates if candidate.name == ORIGINAL]
+    f32, best = fastest_f32(peers), best_peer(peers)
+    models = {ORIGINAL: state.original, **state.trained}
+    model = models.get(chosen.name, state.model)
+    before, after = size(state.original, f32), size(model, chosen)
+    worse = chosen.degradation
+    assert worse is not None
+    reference = next((c.metric for c in peers if c.deployment.runtime == "onnxruntime"), peers[0].metric)
+    own = key(chosen.name, chosen.deployment)
+    return Report(
+        target=state.target,
+        fingerprint=fingerprint(),
+        versions=versions(),
+        peers=tuple(_peer(peer) for peer in peers),
+        fastest_f32=peers.index(f32),
+        best_peer=peers.index(best),
+        original=before,
+        optimized=Optimized(
+            **after.model_dump(),
+            name=chosen.name,
+            runtime=chosen.deployment.runtime,
+            precision=chosen.deployment.precision,
+            file=chosen.deployment.file.name,
+            latency_us=_latency(chosen),
+            metric=Metric(name=state.task.metric, original=reference, optimized=chosen.metric),
+        ),
+        ratios=Ratios.of(
+            _interval(comparison.ratio(key(ORIGINAL, f32.deployment), own)),
+            _interval(comparison.ratio(key(ORIGINAL, best.deployment), own)),
+            before,
+            after,
+        ),
+        lstms=_lstms(state, model),
+        contract=Contract(
+            kind="labels" if state.labelled else "fidelity",
+            metric=_loss_name(state),
+            max_degradation=state.max_degradation,
+            degradation=Interval(value=worse.value, low=worse.low, high=worse.high),
+            met=worse.value <= state.max_degradation + NOISE,
+            data=f"validation data, {worse.n} blocks",
+            made_inputs=state.data.made,
+        ),
+        passes=state.records,
+        candidates=tuple(_record(candidate, chosen) for candidate in candidates),
+        test=None
+        if tested is None
+        else Metric(name=state.task.metric, original=tested.original, optimized=tested.optimized),
+        measurement=Measurement(
+            aa=_interval(comparison.aa),
+            trusted=comparison.trusted,
+            discarded=comparison.discarded,
+            kept_interrupted=comparison.kept_interrupted,
+        ),
+        notes=state.notes,
+        seed=state.seed,
+        command=state.command,
+        source=state.source.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _loss_name(state: State) -> str:
+    if state.task.name == "lm":
+        return "cross-entropy" if state.labelled else "cross-entropy under the original"
+    return {"classify": "cross-entropy", "regress": "rmse"}.get(state.task.name, "relative rmse")
+
+
+def size(model: ir.Model, candidate: Candidate) -> Size:
+    """Returns how large a model is, and the file that a candidate loads."""
+    arrays = [
+        np.asarray(value.const_value.numpy())
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None and value.const_value.dtype.is_floating_point()
+    ]
+    return Size(
+        parameters=candidate.parameters,
+        nonzero_parameters=candidate.nonzero_parameters,
+        bytes=_bytes(candidate),
+        model_parameters=sum(array.size for array in arrays),
+        model_nonzero_parameters=sum(int(np.count_nonzero(array)) for array in arrays),
+    )
+
+
+def _bytes(candidate: Candidate) -> int:
+    """Returns the bytes of what a candidate's runtime loads."""
+    file = candidate.deployment.file
+    return sum(path.stat().st_size for path in file.parent.glob(f"{file.stem}.*"))
+
+
+def _lstms(state: State, model: ir.Model) -> tuple[LstmRecord, ...]:
+    before = {layer.name: layer.weights for layer in find_rnns(state.original) if layer.weights is not None}
+    records = []
+    for layer in find_rnns(model):
+        old, new = before.get(layer.name), layer.weights
+        if old is None or new is None:
+            continue
+        density = new.nonzero_parameters / new.parameters
+        records.append(
+            LstmRecord(
+                name=layer.name,
+                hidden_size=HiddenSize(before=old.hidden_size, after=new.hidden_size),
+                pattern="dense" if density > 0.999 else state.target.patterns[0],
+                density=density,
+                input_size=HiddenSize(before=old.input_size, after=new.input_size),
+            )
+        )
+    return tuple(records)
+
+
+def _interval(value: Any) -> Interval:
+    return Interval(value=value.value, low=value.low, high=value.high)
+
+
+def _latency(candidate: Candidate) -> Latency:
+    return Latency.model_validate(candidate.latency.model_dump(include=set(Latency.model_fields)))
+
+
+def _peer(candidate: Candidate) -> Peer:
+    return Peer(
+        runtime=candidate.deployment.runtime,
+        precision=candidate.deployment.precision,
+        latency_us=_latency(candidate),
+        degradation=None if candidate.degradation is None else candidate.degradation.value,
+        within_contract=candidate.within_contract,
+        bytes=_bytes(candidate),
+    )
+
+
+def _record(candidate: Candidate, chosen: Candidate) -> CandidateRecord:
+    worse = candidate.degradation
+    return CandidateRecord(
+        **dict(_peer(candidate)),
+        name=candidate.name,
+        degradation_interval=None if worse is None else _interval(worse),
+        hidden_sizes=candidate.hidden_sizes,
+        density=candidate.nonzero_parameters / max(1, candidate.parameters),
+        shipped=candidate is chosen,
+    )
+
+
+def curves(tables: Sequence[LatencyTable]) -> list[Curve]:
+    """Returns what the report's plots of latency against hidden size show."""
+    return [
+        Curve(
+            title=f"{table.layer}, {table.runtime} {table.precision}",
+            latency_us={d: table.latency(d) for d in table.dimensions},
+            samples=table.samples,
+            points=table.points(),
+            bins=table.bins(),
+        )
+        for table in tables
+    ]
+
+
+def write_latency(folder: Path, tables: Sequence[LatencyTable]) -> None:
+    """Writes each table as JSON and as a picture."""
+    from lstmopt.measure.probe import plot_table
+
+    for table in tables:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = "".join(letter if letter.isalnum() else "-" for letter in table.layer).strip("-")
+        stem = f"{name}-{table.runtime}-{table.precision}"
+        table.save(folder / f"{stem}.json")
+        plot_table(table, folder / f"{stem}.png")

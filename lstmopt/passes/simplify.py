@@ -1,0 +1,279 @@
+"""Simplifies the graph: constant folding by onnxsim, zero initial states dropped, outputs checked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmopt.errors import LstmoptError
+from lstmopt.rnn.constants import constant_value
+from lstmopt.rnn.examples import example_inputs, sizes_for, switches
+from lstmopt.rnn.execution import Reference
+from lstmopt.rnn.files import load_model, save_model
+from lstmopt.rnn.reader import INITIAL_C, INITIAL_H, find_rnns
+from lstmopt.rnn.writer import onnx_arrays, write_weights
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from lstmopt.pipeline import State
+
+Array = npt.NDArray[Any]
+
+TOLERANCE = 1e-5
+"""Of an output's range: two correct runs of one f32 graph differ by no more (FACTS.md)."""
+
+SHAPES = ((2, 3), (1, 7))
+"""Batch and sequence of the calls on which outputs are compared."""
+
+# A process of its own, since onnxsim is native code that can crash or hang on an odd graph.
+_ONNXSIM = """
+import inspect, sys, onnx, onnxsim
+wanted = {"perform_optimization": False, "certify": False}
+known = inspect.signature(onnxsim.simplify).parameters
+options = {name: value for name, value in wanted.items() if name in known}
+model, _ = onnxsim.simplify(onnx.load(sys.argv[1]), **options)
+onnx.save(model, sys.argv[2])
+"""
+
+
+@dataclass(frozen=True)
+class Simplify:
+    """Stage: a smaller graph that computes the same, or the graph as it was.
+
+    Args:
+        timeout: seconds that onnxsim may take.
+    """
+
+    timeout: float = 300.0
+
+    name: ClassVar[str] = "simplify"
+    needs: ClassVar[tuple[str, ...]] = ("model",)
+    gives: ClassVar[tuple[str, ...]] = ("model",)
+
+    def run(self, state: State) -> State:
+        """Returns the state with the simplified model; a note says why where it was left as it is."""
+        model, notes = simplify(state.model, timeout=self.timeout)
+        return replace(state, model=model, notes=(*state.notes, *notes))
+
+
+def simplify(model: ir.Model, *, timeout: float = 300.0) -> tuple[ir.Model, tuple[str, ...]]:
+    """Simplifies a copy of a model.
+
+    Names, order, types and dynamic axes of inputs and outputs stay, and so does every layer that could
+    be changed before.
+
+    Args:
+        model: the graph.
+        timeout: seconds that onnxsim may take.
+
+    Returns:
+        The simplified copy, or the best that passed the check (the model itself in the worst case), and
+        notes on what was given up.
+    """
+    try:
+        check = _Check(model)
+    except LstmoptError as error:
+        return model, (f"not simplified: {error.fault}, so nothing could be checked",)
+    notes = []
+    best, fault = model, ""
+    try:
+        candidate = _restore_interface(_onnxsim(model, timeout), model)
+        fault = check.fault(candidate)
+    except LstmoptError as error:
+        fault = error.fault
+    if fault:
+        notes.append(f"not simplified by onnxsim: {fault}")
+    else:
+        best = candidate
+    own = _fold_weights(_drop_zero_states(best))
+    fault = check.fault(own)
+    if fault:
+        notes.append(f"zero initial states kept: {fault}")
+        return best, tuple(notes)
+    return own, tuple(notes)
+
+
+def _onnxsim(model: ir.Model, timeout: float) -> ir.Model:
+    """Runs onnxsim in a process of its own.
+
+    Raises:
+        LstmoptError: it failed, crashed, took too long or wrote something that is not a model.
+    """
+    with tempfile.TemporaryDirectory(prefix="lstmopt-simplify-") as folder:
+        source, result = Path(folder) / "model.onnx", Path(folder) / "simplified.onnx"
+        save_model(model, source)
+        command = [sys.executable, "-c", _ONNXSIM, str(source), str(result)]
+        try:
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise LstmoptError("simplify", f"it took longer than {timeout:g} s", "go on without") from error
+        if done.returncode != 0:
+            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            what = f"it was killed by signal {-done.returncode}" if done.returncode < 0 else "it failed"
+            raise LstmoptError(
+                "simplify", f"{what} ({lines[-1][:200] if lines else 'no message'})", "go on without"
+            )
+        return load_model(result)
+
+
+def _restore_interface(model: ir.Model, original: ir.Model) -> ir.Model:
+    """Gives a model's inputs and outputs the shapes and dynamic axes that they were declared with.
+
+    Raises:
+        LstmoptError: they have other names, order or types.
+    """
+    for kind in ("inputs", "outputs"):
+        mine, declared = (_fed(getattr(each.graph, kind)) for each in (model, original))
+        if [value.name for value in mine] != [value.name for value in declared]:
+            raise LstmoptError("simplify", f"the {kind} changed their names or order", "go on without")
+        for value, before in zip(mine, declared, strict=True):
+            if value.dtype != before.dtype:
+                raise LstmoptError("simplify", f"{value.name} changed its type", "go on without")
+            value.shape = None if before.shape is None else before.shape.copy()
+    # onnxsim writes its own log there.
+    model.metadata_props.clear()
+    model.metadata_props.update(original.metadata_props)
+    return model
+
+
+def _fed(values: Iterable[ir.Value]) -> list[ir.Value]:
+    """Returns the values that are not initializers that also stand among the inputs."""
+    return [value for value in values if not value.is_initializer()]
+
+
+def _drop_zero_states(model: ir.Model) -> ir.Model:
+    """Returns a copy whose layers have no initial states that are zero anyway, nor what computed them."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    copy = model.clone()
+    for layer in find_rnns(copy):
+        for position in (INITIAL_H, INITIAL_C):
+            value = layer.input(position)
+            if value is not None and _is_zero(value):
+                layer.node.replace_input_with(position, None)
+    RemoveUnusedNodesPass()(copy)
+    return copy
+
+
+_CARRIERS = frozenset(
+    {
+        "Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile",
+        "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+
+
+def _is_zero(value: ir.Value) -> bool:
+    """Whether every element is zero, whatever the inputs are."""
+    array = constant_value(value)
+    if array is not None:
+        return not np.any(array)
+    node = value.producer()
+    if node is None or node.domain not in ("", "ai.onnx"):
+        return False
+    if node.op_type == "ConstantOfShape":
+        fill = node.attributes.get("value")
+        return fill is None or not np.any(fill.as_tensor().numpy())
+    if node.op_type == "Concat":
+        return all(item is not None and _is_zero(item) for item in node.inputs)
+    return node.op_type in _CARRIERS and node.inputs[0] is not None and _is_zero(node.inputs[0])
+
+
+def _fold_weights(model: ir.Model) -> ir.Model:
+    """Turns layers' weights behind constant expressions into initializers, in place."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    for layer in find_rnns(model):
+        if not layer.supported or layer.weights is None:
+            continue
+        values = [layer.input(position) for position in onnx_arrays(layer.weights)]
+        if any(value is not None and not value.is_initializer() for value in values):
+            write_weights(model, layer, layer.weights)
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
+class _Check:
+    """Outputs of a model on random calls, to compare others with.
+
+    Args:
+        model: the graph as it was.
+
+    Raises:
+        LstmoptError: no inputs were found on which it runs.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        reference = Reference(model)
+        self._layers = sum(layer.supported for layer in find_rnns(model))
+        self._calls: list[tuple[Mapping[str, Array], dict[str, Array]]] = []
+        for feeds in _calls(model):
+            try:
+                outputs = reference.run(feeds)
+            except LstmoptError:
+                continue
+            again = reference.run(feeds)
+            # What unseeded random operators gave cannot be compared.
+            fixed = {
+                k: v for k, v in outputs.items() if np.array_equal(v, again[k], equal_nan=v.dtype.kind == "f")
+            }
+            self._calls.append((feeds, fixed))
+        if not self._calls:
+            raise LstmoptError("simplify", "no inputs were found on which the model runs", "go on without")
+
+    def fault(self, model: ir.Model) -> str:
+        """Returns what is wrong with a candidate, or nothing."""
+        try:
+            if sum(layer.supported for layer in find_rnns(model)) < self._layers:
+                return "recurrent layers were lost"
+            reference = Reference(model)
+            for feeds, expected in self._calls:
+                outputs = reference.run(feeds)
+                for name, array in expected.items():
+                    if name not in outputs or not _same(outputs[name], array):
+                        return f"output {name} changed"
+        except LstmoptError as error:
+            return error.fault
+        return ""
+
+
+def _calls(model: ir.Model) -> Iterator[dict[str, Array]]:
+    """Yields random calls of two shapes, with every branch of a switch that is known."""
+    for seed, (batch, sequence) in enumerate(SHAPES):
+        try:
+            sizes = sizes_for(model, batch, sequence)
+        except LstmoptError:
+            continue
+        feeds = example_inputs(model, seed, sizes)
+        yield feeds
+        for name, value in switches(model).items():
+            yield {**feeds, name: np.full_like(feeds[name], value // 2)}
+
+
+def _same(got: Array, expected: Array) -> bool:
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return False
+    if got.dtype.kind != "f":
+        return bool(np.array_equal(got, expected))
+    finite = np.isfinite(expected)
+    if not np.array_equal(finite, np.isfinite(got)):
+        return False
+    if not finite.any():
+        return True
+    wide, exact = got[finite].astype(np.float64), expected[finite].astype(np.float64)
+    scale = max(float(np.abs(exact).max()), float(np.finfo(expected.dtype).tiny))
+    tolerance = max(
+        TOLERANCE, 8 * float(np.finfo(expected.dtype).eps) if expected.dtype == np.float16 else 0.0
+    )
+    return bool(np.abs(wide - exact).max() <= tolerance * scale)

@@ -1,0 +1,1 @@
+"""Reference models that ship with the package, and the text that they were trained on."""

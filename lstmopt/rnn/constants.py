@@ -1,0 +1,99 @@
+"""Evaluates constant expressions: weights that an exporter wrote as Unsqueeze(Concat(Slice(...)))."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Array = npt.NDArray[Any]
+
+RANDOM_OPS = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+
+
+def constant_value(value: ir.Value | None) -> Array | None:
+    """Returns the array of a value that no input of the graph can change, else None.
+
+    Args:
+        value: an initializer, or the output of a node whose inputs are constant in the same sense.
+    """
+    if value is None:
+        return None
+    return _evaluate(value, {})
+
+
+def _evaluate(value: ir.Value, known: dict[ir.Value, Array | None]) -> Array | None:
+    if value in known:
+        return known[value]
+    known[value] = None  # a cycle cannot be: this stands until the value is known
+    if value.const_value is not None:
+        known[value] = np.asarray(value.const_value.numpy())
+        return known[value]
+    node = value.producer()
+    if node is None or node.op_type in RANDOM_OPS or _has_graph(node):
+        return None
+    inputs = [None if item is None else _evaluate(item, known) for item in node.inputs]
+    if any(array is None and item is not None for array, item in zip(inputs, node.inputs, strict=True)):
+        return None
+    outputs = run_node(node, inputs)
+    if outputs is None:
+        return None
+    for output, array in zip(node.outputs, outputs, strict=False):
+        known[output] = array
+    return known[value]
+
+
+def _has_graph(node: ir.Node) -> bool:
+    return any(attribute.type.name in ("GRAPH", "GRAPHS") for attribute in node.attributes.values())
+
+
+def run_node(node: ir.Node, inputs: list[Array | None]) -> list[Array] | None:
+    """Returns a node's outputs by the reference implementation of its operator.
+
+    Args:
+        node: a node without subgraphs.
+        inputs: one array an input; None where the optional input is absent.
+
+    Returns:
+        One array an output, or None where the reference implementation does not have the operator.
+    """
+    import onnx
+    import onnx_ir as ir
+    from onnx.reference import ReferenceEvaluator
+
+    proto = ir.to_proto(node)
+    assert isinstance(proto, onnx.NodeProto)
+    names = [f"in{index}" if array is not None else "" for index, array in enumerate(inputs)]
+    del proto.input[:]
+    proto.input.extend(names)
+    outputs = [name or f"unused{index}" for index, name in enumerate(proto.output)]
+    del proto.output[:]
+    proto.output.extend(outputs)
+    graph = onnx.helper.make_graph(
+        [proto],
+        "node",
+        [
+            onnx.helper.make_tensor_value_info(
+                name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+            )
+            for name, array in zip(names, inputs, strict=True)
+            if array is not None
+        ],
+        [onnx.ValueInfoProto(name=name) for name in outputs],
+    )
+    opset = (
+        node.version or (node.graph.opset_imports.get(node.domain) if node.graph is not None else None) or 17
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(node.domain, opset)])
+    feeds = {name: array for name, array in zip(names, inputs, strict=True) if array is not None}
+    try:
+        results = ReferenceEvaluator(model).run(None, feeds)
+    except Exception:  # noqa: BLE001 - the reference implementation raises anything for what it lacks
+        return None
+    return [np.asarray(result) for result in results]

@@ -1,0 +1,186 @@
+"""Finds recurrent layers in a graph and reads their weights into `RnnWeights`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmopt.errors import LstmoptError
+from lstmopt.rnn.cells import CELLS, CellSpec
+from lstmopt.rnn.constants import constant_value
+from lstmopt.rnn.weights import RnnWeights
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# Positions of ONNX's inputs and outputs of LSTM.
+X, W, R, B, SEQUENCE_LENS, INITIAL_H, INITIAL_C, P = range(8)
+Y, Y_H, Y_C = range(3)
+
+DIRECTIONS = ("forward", "reverse", "bidirectional")
+
+
+@dataclass(frozen=True, eq=False)
+class RnnLayer:
+    """One recurrent node of a model.
+
+    Attributes:
+        name: the node's name, made unique within the model.
+        node: the node itself.
+        cell: its kind.
+        where: "main", or the path of the subgraph that holds it.
+        weights: its weights, or None where they could not be read.
+        supported: whether this version changes such a layer.
+        reason: why not.
+    """
+
+    name: str
+    node: ir.Node
+    cell: CellSpec
+    where: str
+    weights: RnnWeights | None
+    supported: bool
+    reason: str
+
+    def input(self, position: int) -> ir.Value | None:
+        """Returns the value at an input's position, or None where it is absent."""
+        return self.node.inputs[position] if position < len(self.node.inputs) else None
+
+    def output(self, position: int) -> ir.Value | None:
+        """Returns the value at an output's position, or None where it is absent or unnamed."""
+        if position >= len(self.node.outputs):
+            return None
+        value = self.node.outputs[position]
+        return value if value.name else None
+
+
+def find_rnns(model: ir.Model) -> tuple[RnnLayer, ...]:
+    """Returns the recurrent layers of a model in the order of its nodes, those in subgraphs included.
+
+    Raises:
+        LstmoptError: weights hold NaN or infinity, or have shapes that do not fit together.
+    """
+    layers: list[RnnLayer] = []
+    _visit(model.graph, "main", layers)
+    return tuple(layers)
+
+
+def require_rnns(model: ir.Model, source: str) -> tuple[RnnLayer, ...]:
+    """Returns the layers that this version can change.
+
+    Raises:
+        LstmoptError: there is none; the line says what was found instead.
+    """
+    layers = find_rnns(model)
+    supported = tuple(layer for layer in layers if layer.supported)
+    if not layers:
+        raise LstmoptError(source, "holds no LSTM node", "see what it holds with lstmopt inspect")
+    if not supported:
+        raise LstmoptError(
+            source,
+            f"none of its {len(layers)} LSTM nodes is supported ({layers[0].reason})",
+            "see lstmopt inspect",
+        )
+    return supported
+
+
+def _visit(graph: ir.Graph, where: str, layers: list[RnnLayer]) -> None:
+    specs = {spec.kind: spec for spec in CELLS}
+    for index, node in enumerate(graph):
+        if node.op_type in specs and node.domain in ("", "ai.onnx"):
+            name = node.name or f"{node.op_type}_{index}"
+            if any(layer.name == name for layer in layers):
+                name = f"{name}_{len(layers)}"
+            layers.append(_read(node, specs[node.op_type], name, where))
+        for attribute in node.attributes.values():
+            bodies = {"GRAPH": [attribute.value], "GRAPHS": attribute.value}.get(attribute.type.name, [])
+            for body in bodies:
+                path = f"{node.op_type} {node.name or index} {attribute.name}"
+                _visit(body, path if where == "main" else f"{where} > {path}", layers)
+
+
+def _read(node: ir.Node, cell: CellSpec, name: str, where: str) -> RnnLayer:
+    def result(weights: RnnWeights | None, reason: str) -> RnnLayer:
+        return RnnLayer(name, node, cell, where, weights, supported=not reason, reason=reason)
+
+    arrays: dict[int, npt.NDArray[Any]] = {}
+    for position in (W, R, B, P):
+        value = node.inputs[position] if position < len(node.inputs) else None
+        if value is None:
+            continue
+        array = constant_value(value)
+        if array is None:
+            return result(None, f"input {'XWRB___P'[position]} is computed from the model's inputs")
+        if not np.issubdtype(array.dtype, np.floating):
+            return result(None, f"weights of type {array.dtype}")
+        if not np.isfinite(array).all():
+            raise LstmoptError(
+                f"{name}, tensor {value.name!r}",
+                f"{int(np.count_nonzero(~np.isfinite(array)))} weights are NaN or infinite",
+                "export a model that has been trained to the end",
+            )
+        arrays[position] = array
+    if W not in arrays or R not in arrays:
+        raise LstmoptError(name, "has no weights W or R", "export the model again")
+    weights = _canonical(node, cell, name, arrays)
+    reason = ""
+    if where != "main":
+        reason = f"inside {where}: recurrent layers in subgraphs are not changed yet"
+    elif int(_attribute(node, "layout", 0)) != 0:
+        reason = "layout=1 is not supported yet"
+    elif weights.w.dtype != np.float32:
+        # ONNX Runtime, the reference of every check, has the LSTM in float32 alone.
+        reason = f"weights of type {weights.w.dtype} are not supported yet"
+    return result(weights, reason)
+
+
+def _canonical(node: ir.Node, cell: CellSpec, name: str, arrays: dict[int, npt.NDArray[Any]]) -> RnnWeights:
+    direction = str(_attribute(node, "direction", "forward"))
+    if direction not in DIRECTIONS:
+        raise LstmoptError(
+            name, f"direction {direction!r} is none of {', '.join(DIRECTIONS)}", "export it again"
+        )
+    directions, gates = 2 if direction == "bidirectional" else 1, len(cell.gates)
+    recurrent = arrays[R]
+    hidden = int(recurrent.shape[-1])
+    shapes = {
+        W: ((directions, gates * hidden, int(arrays[W].shape[-1])), (directions, gates, hidden, -1)),
+        R: ((directions, gates * hidden, hidden), (directions, gates, hidden, hidden)),
+        B: ((directions, 2 * gates * hidden), (directions, 2, gates, hidden)),
+        P: ((directions, len(cell.peepholes) * hidden), (directions, len(cell.peepholes), hidden)),
+    }
+    canonical = {}
+    for position, array in arrays.items():
+        expected, form = shapes[position]
+        if array.shape != expected:
+            raise LstmoptError(
+                f"{name}, input {'XWRB___P'[position]}",
+                f"has shape {array.shape}, expected {expected}",
+                "export it again",
+            )
+        canonical[position] = array.reshape(form)
+    declared = _attribute(node, "hidden_size", hidden)
+    if int(declared) != hidden:
+        raise LstmoptError(name, f"hidden_size is {declared}, its weights have {hidden}", "export it again")
+    clip = _attribute(node, "clip", None)
+    return RnnWeights(
+        cell=cell,
+        direction=direction,
+        w=canonical[W],
+        r=canonical[R],
+        b=canonical.get(B),
+        p=canonical.get(P),
+        activations=tuple(str(item) for item in _attribute(node, "activations", ())),
+        activation_alpha=tuple(float(item) for item in _attribute(node, "activation_alpha", ())),
+        activation_beta=tuple(float(item) for item in _attribute(node, "activation_beta", ())),
+        clip=None if clip is None else float(clip),
+        input_forget=bool(int(_attribute(node, "input_forget", 0))),
+    )
+
+
+def _attribute(node: ir.Node, name: str, default: Any) -> Any:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.value

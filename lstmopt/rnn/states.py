@@ -1,0 +1,134 @@
+"""Which input of a graph is the state that an output of the call before gave."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lstmopt.rnn.examples import real_inputs
+from lstmopt.rnn.reader import INITIAL_C, INITIAL_H, Y_C, Y_H, RnnLayer, find_rnns
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+MOVERS = frozenset(
+    {"Identity", "Cast", "Squeeze", "Unsqueeze", "Transpose", "Reshape", "Slice", "Split", "Gather", "Concat"}
+)
+"""Operators that may stand between a state input and the layer, or the layer and a state output."""
+
+
+@dataclass(frozen=True)
+class StatePair:
+    """A state: its input's name and the name of the output that the next call feeds to it."""
+
+    input: str
+    output: str
+
+
+def state_pairs(model: ir.Model) -> tuple[StatePair, ...]:
+    """Returns the states of a model in the order of its inputs.
+
+    First by structure: the input that reaches a layer's initial state and the output that the same
+    layer's last state reaches, both through data movement alone. Then, for decomposed cells and for
+    layers in subgraphs, by type, shape and name (state and stateN, h_in and h_out) where exactly one fits.
+    """
+    outputs = {str(value.name): value for value in model.graph.outputs if value.name}
+    pairs: dict[str, str] = {}
+    for layer in find_rnns(model):
+        if layer.where != "main":
+            continue
+        for position, result in ((INITIAL_H, Y_H), (INITIAL_C, Y_C)):
+            source = _source(layer, position)
+            reached = _reached(layer.output(result))
+            fitting = [name for name in reached if source is not None and _same_form(source, outputs[name])]
+            if source is not None and len(fitting) == 1 and fitting[0] not in pairs.values():
+                pairs.setdefault(str(source.name), fitting[0])
+    left = [value for value in real_inputs(model) if str(value.name) not in pairs]
+    free = {name: output for name, output in outputs.items() if name not in pairs.values()}
+    alike = {
+        str(value.name): [
+            name
+            for name, output in free.items()
+            if _same_form(value, output) and _named_alike(str(value.name), name)
+        ]
+        for value in left
+        if value.dtype is not None and value.dtype.is_floating_point()
+    }
+    for name, found in alike.items():
+        if len(found) == 1 and sum(found[0] in others for others in alike.values()) == 1:
+            pairs[name] = found[0]
+    order = [str(value.name) for value in model.graph.inputs]
+    return tuple(StatePair(name, pairs[name]) for name in order if name in pairs)
+
+
+def _source(layer: RnnLayer, position: int) -> ir.Value | None:
+    """Returns the graph input that a layer's initial state is moved from."""
+    value = layer.input(position)
+    while value is not None and not value.is_graph_input():
+        node = value.producer()
+        if node is None or node.op_type not in MOVERS or node.op_type == "Concat":
+            return None
+        value = node.inputs[0]
+    return value
+
+
+def _reached(value: ir.Value | None) -> list[str]:
+    """Returns the graph outputs that a value is moved to."""
+    if value is None:
+        return []
+    found = [str(value.name)] if value.is_graph_output() else []
+    for node, index in value.uses():
+        if node.op_type in MOVERS and (index == 0 or node.op_type == "Concat"):
+            for output in node.outputs:
+                found += _reached(output)
+    return list(dict.fromkeys(found))
+
+
+def _same_form(one: ir.Value, other: ir.Value) -> bool:
+    """Whether two values have one type and no two fixed sizes that differ."""
+    if one.dtype != other.dtype:
+        return False
+    if one.shape is None or other.shape is None:
+        return True
+    if len(one.shape) != len(other.shape):
+        return False
+    return all(
+        a == b
+        for a, b in zip(one.shape, other.shape, strict=True)
+        if isinstance(a, int) and isinstance(b, int)
+    )
+
+
+_STATE = r"h|c|hx|cx|hs|cs|hc|hidden|cell|state|states|mem|memory|cache|ctx|context|rnn"
+_GLUED = re.compile(rf"^({_STATE})(n|in|out|new|next|t)$")
+_BEFORE = frozenset({"in", "input", "init", "initial", "prev", "previous", "last", "old", "i"})
+_AFTER = frozenset({"out", "output", "new", "next", "n", "final", "last", "updated", "o"})
+
+
+def _stems(name: str, roles: frozenset[str], numbers: tuple[str, ...]) -> set[str]:
+    """Returns what names a state is known by, without the words that say which side of a call it is on.
+
+    Args:
+        name: of an input or output.
+        roles: words for that side.
+        numbers: digits for that side where there is no such word: h_0 before a call and h_1 after it.
+    """
+    words: list[str] = []
+    for word in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])N$", "n", name).lower()):
+        glued = _GLUED.match(word)
+        words += [glued.group(1), glued.group(2)] if glued else [word] if word else []
+    rest = [word for word in words if word not in roles]
+    if not any(re.fullmatch(rf"(?:{_STATE})\d*", word) for word in rest):
+        return set()
+    stems = {"".join(rest)}
+    if len(rest) == len(words):
+        for number in numbers:
+            if stems and (whole := "".join(rest)).endswith(number):
+                stems.add(whole[: -len(number)])
+    return stems
+
+
+def _named_alike(before: str, after: str) -> bool:
+    """Whether names such as state and stateN, h_in and h_out, h0 and hn, c_0 and c_1 are of one state."""
+    return bool(_stems(before, _BEFORE, ("0",)) & _stems(after, _AFTER, ("1",)))

@@ -1,0 +1,213 @@
+"""OpenVINO on the CPU: f32, and bf16 where the CPU has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lstmopt.errors import LstmoptError
+from lstmopt.rnn.execution import first_line
+from lstmopt.runtimes.base import (
+    Array,
+    Deployment,
+    Feeds,
+    RuntimeStatus,
+    TensorInfo,
+    check_feeds,
+    declared_shapes,
+    read_graph,
+)
+
+HINTS = {"f32": "f32", "bf16": "bf16"}
+NO_INT8 = "no int8: NNCF 3.4 compresses weights without LSTMSequence, and its quantisation breaks the outputs"
+"""Measured on `models/char_lm`: compression 1.0x the speed of f32; quantisation 1.3x, the logits off by
+0.4 of their deviation (ONNX Runtime's int8: 8x and 0.06)."""
+
+_PREFACES = (
+    "Exception from",
+    "Check '",
+    "FrontEnd API failed",
+    "Model wasn't fully",
+    "Summary",
+    "[ONNX Frontend]",
+)
+"""How lines begin that say where in OpenVINO's source an error was raised, not what it is."""
+
+
+class OpenVinoSession:
+    """A compiled model with one infer request."""
+
+    def __init__(self, deployment: Deployment, threads: int) -> None:
+        import openvino as ov
+
+        core = ov.Core()
+        settings = {
+            "INFERENCE_NUM_THREADS": str(threads),
+            "NUM_STREAMS": "1",
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": "NO",
+            **deployment.settings,
+        }
+        try:
+            for library in deployment.libraries:
+                core.add_extension(str(library))
+            self._model = core.compile_model(str(deployment.file), "CPU", settings)
+        except Exception as error:  # noqa: BLE001 - OpenVINO raises RuntimeError and others
+            raise LstmoptError(
+                str(deployment.file), f"OpenVINO cannot load it ({telling_line(error)})", "check the file"
+            ) from error
+        self._request = self._model.create_infer_request()
+        self.inputs = tuple(_info(port) for port in self._model.inputs)
+        self.outputs = tuple(_info(port) for port in self._model.outputs)
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Returns all outputs by name."""
+        check_feeds(self.inputs, feeds)
+        try:
+            results = self._request.infer(dict(feeds))
+        except Exception as error:  # noqa: BLE001 - as above
+            raise LstmoptError(
+                "inference", f"OpenVINO failed ({telling_line(error)})", "check the inputs' shapes and values"
+            ) from error
+        return {
+            info.name: np.array(results[port])
+            for info, port in zip(self.outputs, self._model.outputs, strict=True)
+        }
+
+    def bind(self, feeds: Feeds) -> Callable[[], Any]:
+        """Returns one inference on inputs that were set before."""
+        import openvino as ov
+
+        check_feeds(self.inputs, feeds)
+        request = self._model.create_infer_request()
+        kept = [np.require(feeds[info.name], requirements="C") for info in self.inputs]
+        for port, array in zip(self._model.inputs, kept, strict=True):
+            request.set_tensor(port, ov.Tensor(array, shared_memory=True))
+
+        def call(_: list[Array] = kept) -> None:
+            # start and wait leave out the copies of the results that `infer` makes for Python.
+            request.start_async()
+            request.wait()
+
+        return call
+
+
+def _info(port: Any) -> TensorInfo:
+    shape = port.get_partial_shape()
+    sizes = (
+        tuple(None if dim.is_dynamic else dim.get_length() for dim in shape) if shape.rank.is_static else ()
+    )
+    # A tensor may have several names; the ONNX one is the shortest that is not a port's.
+    names = sorted(port.get_names(), key=lambda name: (":" in name, len(name), name))
+    return TensorInfo(
+        names[0] if names else port.get_any_name(), np.dtype(port.get_element_type().to_dtype()), sizes
+    )
+
+
+class OpenVino:
+    """The runtime."""
+
+    name = "openvino"
+
+    def status(self) -> RuntimeStatus:
+        """Says whether the package is installed."""
+        if find_spec("openvino") is None:
+            return RuntimeStatus(self.name, False, "", (), "not installed: pip install openvino")
+        number = _version()
+        precisions = self.precisions()
+        reason = NO_INT8 if "bf16" in precisions else f"no bf16: this CPU does not have it; {NO_INT8}"
+        return RuntimeStatus(self.name, True, number, precisions, reason)
+
+    def precisions(self) -> tuple[str, ...]:
+        """Returns f32, and bf16 where the CPU has instructions for it; nothing where it is not installed."""
+        if find_spec("openvino") is None:
+            return ()
+        return ("f32", "bf16") if "BF16" in _capabilities() else ("f32",)
+
+    def build(self, model_file: Path, precision: str, folder: Path) -> Deployment:
+        """Writes ``model.xml`` and ``model.bin``; weights stay f32, the precision is a setting.
+
+        Raises:
+            LstmoptError: OpenVINO cannot convert the model, or the precision is another.
+        """
+        try:
+            import openvino as ov
+        except ImportError as error:
+            raise LstmoptError("openvino", "not installed", "pip install openvino") from error
+
+        if precision not in HINTS:
+            raise LstmoptError(
+                f"precision {precision}", f"OpenVINO does not run it here ({NO_INT8})", "use f32"
+            )
+        graph = read_graph(model_file)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "model.xml"
+        try:
+            model = ov.convert_model(str(model_file))
+            _name_ports(model, graph)
+            ov.save_model(model, str(file), compress_to_fp16=False)
+        except Exception as error:  # noqa: BLE001 - as above
+            raise LstmoptError(
+                str(model_file),
+                f"OpenVINO cannot convert it ({telling_line(error)})",
+                "use --runtime onnxruntime",
+            ) from error
+        return Deployment(
+            runtime=self.name,
+            file=file,
+            precision=precision,
+            settings={"INFERENCE_PRECISION_HINT": HINTS[precision]},
+            input_shapes=declared_shapes(graph),
+        )
+
+    def open(self, deployment: Deployment, threads: int) -> OpenVinoSession:
+        """Loads a deployment."""
+        try:
+            return OpenVinoSession(deployment, threads)
+        except ImportError as error:
+            raise LstmoptError("openvino", "not installed", "pip install openvino") from error
+
+
+def _name_ports(model: Any, graph: Any) -> None:
+    """Gives each input and output its ONNX name alone: conversions merge names of equal tensors.
+
+    Raises:
+        ValueError: the conversion added or lost an input (it does where an output is an input itself).
+    """
+    inputs = list(declared_shapes(graph))
+    by_name = {name: port for port in model.inputs for name in port.get_names()}
+    if len(model.inputs) != len(inputs) or not set(inputs) <= set(by_name):
+        raise ValueError(f"it would have the inputs {', '.join(sorted(by_name))}")
+    for name in inputs:
+        by_name[name].get_tensor().set_names({name})
+    for value, port in zip(graph.output, model.outputs, strict=True):
+        port.get_tensor().set_names({value.name})
+
+
+def telling_line(error: BaseException) -> str:
+    """Returns the first line of an OpenVINO error that says what is wrong rather than where it was raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith((*_PREFACES, "--", "While validating"))]
+    return first_line(RuntimeError(telling[0])) if telling else first_line(error)
+
+
+def _version() -> str:
+    try:
+        return version("openvino")
+    except PackageNotFoundError:  # a build of one's own on the path
+        import openvino as ov
+
+        return str(ov.__version__)
+
+
+@cache
+def _capabilities() -> tuple[str, ...]:
+    import openvino as ov
+
+    return tuple(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))

@@ -1,0 +1,1 @@
+"""Sparsity patterns: which masks are legal."""

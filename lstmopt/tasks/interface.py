@@ -1,0 +1,202 @@
+"""A model's inputs and outputs as a task sees them: which axis is the batch, which inputs are states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmopt.errors import LstmoptError
+from lstmopt.rnn.examples import axis_roles, real_inputs, token_bounds
+from lstmopt.rnn.states import StatePair, state_pairs
+from lstmopt.runtimes.base import TensorInfo
+from lstmopt.tasks.axes import TRIAL_BATCH, OutputAxes, Trial, output_axes
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input that data is fed to, or an output.
+
+    Attributes:
+        name: its name.
+        dtype: its type.
+        shape: its sizes; None where dynamic.
+        batch_axis: the axis of sequences, or None.
+        sequence_axis: the axis of steps, or None.
+        rows: of an output that has both on axis 0, which runs slower: "sequence" or "batch"; otherwise "".
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+    batch_axis: int | None
+    sequence_axis: int | None
+    rows: str = ""
+
+    def batch_first(self, output: Any, batch: int) -> Any:
+        """Returns an output (array or tensor) with sequences on axis 0, steps on axis 1 if it was in rows."""
+        if self.rows:
+            steps = output.shape[0] // batch
+            if self.rows == "batch":
+                return output.reshape(batch, steps, *output.shape[1:])
+            return output.reshape(steps, batch, *output.shape[1:]).swapaxes(0, 1)
+        return output.swapaxes(0, self.batch_axis) if self.batch_axis else output
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A model's interface.
+
+    Attributes:
+        inputs: those that are not states.
+        states: pairs of state inputs and outputs.
+        outputs: real outputs, in order; the first one is what labels are compared with.
+        vocabulary: number of tokens of each input that indexes a table.
+        scale: what the first output is: "logits", "probabilities" or "log-probabilities".
+        batch: the batch where the model fixes it, else None.
+    """
+
+    inputs: tuple[Port, ...]
+    states: tuple[StatePair, ...]
+    outputs: tuple[Port, ...]
+    vocabulary: Mapping[str, int]
+    scale: str
+    batch: int | None
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether tokens go in and scores over the same vocabulary come out."""
+        sizes = set(self.vocabulary.values())
+        return (
+            bool(sizes)
+            and bool(self.outputs)
+            and self.outputs[0].shape[-1:] != ()
+            and self.outputs[0].shape[-1] in sizes
+        )
+
+    def zero_states(self, inputs: Sequence[TensorInfo], batch: int) -> dict[str, Array]:
+        """Returns states of zeros in the shapes of a loaded model (resizing changes them)."""
+        by_name = {info.name: info for info in inputs}
+        found = {}
+        for pair in self.states:
+            info = by_name[pair.input]
+            found[pair.input] = np.zeros([batch if size is None else size for size in info.shape], info.dtype)
+        return found
+
+    def next_states(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the state inputs of the next call."""
+        return {pair.input: outputs[pair.output] for pair in self.states}
+
+
+def read_interface(model: ir.Model) -> Interface:
+    """Returns a model's interface.
+
+    Raises:
+        LstmoptError: it has no output that is not a state.
+    """
+    roles = axis_roles(model)
+    pairs = state_pairs(model)
+    states = {pair.input for pair in pairs}
+    carried = {pair.output for pair in pairs}
+    trial = Trial(model, roles)
+    sizes = trial.layer_sizes
+    has_batch = "batch" in roles.values()
+    vocabulary = token_bounds(model)
+    inputs = [
+        _input(value, roles, None if has_batch else sizes)
+        for value in real_inputs(model)
+        if str(value.name) not in states
+    ]
+    fixed = [port.shape[port.batch_axis] for port in inputs if port.batch_axis is not None] or [1]
+    probe = next(
+        (
+            (port.name, port.batch_axis, vocabulary.get(port.name))
+            for port in inputs
+            if port.batch_axis is not None
+        ),
+        None,
+    )
+    outputs = []
+    for value in model.graph.outputs:
+        name = str(value.name)
+        if name in carried or value.dtype is None:
+            continue
+        named = OutputAxes(_axis(value, roles, "batch"), _axis(value, roles, "sequence"))
+        axes = output_axes(trial, name, named, fixed[0] or TRIAL_BATCH, fixed[0] is not None, probe)
+        outputs.append(
+            Port(name, np.dtype(value.dtype.numpy()), _sizes(value), axes.batch, axes.sequence, axes.rows)
+        )
+    if not outputs:
+        raise LstmoptError("model", "has no output that is not a state", "export it with its real output")
+    return Interface(
+        inputs=tuple(inputs),
+        states=pairs,
+        outputs=tuple(outputs),
+        vocabulary=vocabulary,
+        scale=_scale(model, outputs[0].name),
+        batch=fixed[0],
+    )
+
+
+def _sizes(value: ir.Value) -> tuple[int | None, ...]:
+    return tuple(size if isinstance(size, int) else None for size in value.shape or ())
+
+
+def _axis(value: ir.Value, roles: Mapping[str, str], role: str) -> int | None:
+    """Returns the axis whose dynamic size has a role by its name."""
+    for axis, size in enumerate(value.shape or ()):
+        if not isinstance(size, int) and roles.get(size.value or f"{value.name}.{axis}") == role:
+            return axis
+    return None
+
+
+def _input(value: ir.Value, roles: Mapping[str, str], sizes: tuple[int, int] | None) -> Port:
+    """Returns an input; `sizes` are steps and sequences of the first layer where the batch is fixed."""
+    shape = _sizes(value)
+    batch, sequence = _axis(value, roles, "batch"), _axis(value, roles, "sequence")
+    if batch is None and "batch" not in roles.values():
+        if sizes is not None:
+            fitting = [axis for axis, size in enumerate(shape) if size == sizes[1] and axis != sequence]
+            if len(fitting) > 1 and shape[:2] == sizes and sizes[0] > 1:
+                fitting = [1]  # as many steps as sequences: ONNX's own order
+            batch = fitting[0] if fitting else None
+        elif len(shape) > 1:
+            # Without a layer to see, the batch is the first axis, unless that is the sequence.
+            batch = 1 if sequence == 0 else 0
+    assert value.dtype is not None
+    return Port(str(value.name), np.dtype(value.dtype.numpy()), shape, batch, sequence)
+
+
+def _scale(model: ir.Model, output: str) -> str:
+    value = next(value for value in model.graph.outputs if value.name == output)
+    node = value.producer()
+    while node is not None and node.op_type in (
+        "Identity",
+        "Cast",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+    ):
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    kinds = {"Softmax": "probabilities", "LogSoftmax": "log-probabilities"}
+    return kinds.get(node.op_type if node is not None else "", "logits")
+
+
+def log_probabilities(scores: Array, scale: str) -> npt.NDArray[np.float64]:
+    """Returns log-probabilities over the last axis in float64."""
+    scores = scores.astype(np.float64)
+    if scale == "probabilities":
+        return np.asarray(np.log(np.maximum(scores, 1e-30)))
+    if scale == "log-probabilities":
+        return scores
+    top = scores.max(axis=-1, keepdims=True)
+    return np.asarray(scores - top - np.log(np.exp(scores - top).sum(axis=-1, keepdims=True)))

@@ -1,0 +1,183 @@
+"""Language models: the next token, states carried from window to window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lstmopt.errors import LstmoptError
+from lstmopt.tasks.base import Array, Batch, Evaluation, Runner
+from lstmopt.tasks.data import Dataset
+from lstmopt.tasks.interface import Interface, Port, log_probabilities
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLOCK_TOKENS = 500
+"""Tokens of one bootstrap block: long enough that neighbouring blocks hardly depend on each other."""
+
+EVALUATION_BATCH, EVALUATION_WINDOW = 16, 64
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModelling:
+    """Task `lm`.
+
+    With labels (a text, whose next token is known) the loss is the cross-entropy in nats a token and the
+    metric is the perplexity. Without, the text is the model's own and the loss is the cross-entropy under
+    the original's distribution: its increase over the original's entropy is the KL divergence over it.
+
+    Args:
+        interface: of the original.
+        labelled: whether the tokens are a real text.
+    """
+
+    interface: Interface
+    labelled: bool
+    name: str = "lm"
+    metric: str = "perplexity"
+
+    @property
+    def port(self) -> Port:
+        """The tokens' input."""
+        return next(port for port in self.interface.inputs if port.name in self.interface.vocabulary)
+
+    def columns(self, part: Dataset, batch: int) -> tuple[Array, Array | None]:
+        """Returns tokens and their labels cut into columns, each ``[batch, n]``."""
+        tokens, labels = part.inputs[self.port.name], part.labels
+        if tokens.ndim == 2 and len(tokens) % batch == 0:
+            # Streams of their own: several of them follow each other in a column.
+            form = (batch, -1)
+            return tokens.reshape(form), None if labels is None else labels.reshape(form)
+        tokens, labels = tokens.reshape(-1), None if labels is None else labels.reshape(-1)
+        length = len(tokens) // batch
+        if length < 2:
+            raise LstmoptError("data", f"{len(tokens)} tokens are too few for {batch} sequences", "give more")
+        cut = batch * length
+        return tokens[:cut].reshape(batch, length), None if labels is None else labels[:cut].reshape(
+            batch, length
+        )
+
+    def windows(self, part: Dataset, batch: int, sequence: int) -> Iterator[Batch]:
+        """Yields the windows of the columns in order; labels are ``[sequence, batch]``."""
+        batch = self.interface.batch or batch
+        axis = self.port.sequence_axis
+        fixed = (
+            self.port.shape[1 - (self.port.batch_axis or 0)]
+            if axis is None and len(self.port.shape) == 2
+            else None
+        )
+        sequence = fixed or sequence
+        columns, labels = self.columns(part, batch)
+        last = columns.shape[1] - (1 if labels is None else 0)
+        for start in range(0, last, sequence):
+            end = min(start + sequence, last)
+            if fixed is not None and end - start < sequence:
+                return
+            window = columns[:, start:end]
+            target = columns[:, start + 1 : end + 1] if labels is None else labels[:, start:end]
+            feed = window if self.port.batch_axis == 0 else window.T
+            yield Batch(
+                {self.port.name: np.ascontiguousarray(feed.astype(self.port.dtype))},
+                np.ascontiguousarray(target.T.astype(np.int64)),
+                fresh=start == 0,
+            )
+
+    def batches(
+        self, part: Dataset, *, batch: int, sequence: int, rng: np.random.Generator
+    ) -> Iterator[Batch]:
+        """Yields one epoch: the windows in order, from a random place on: epochs cut it differently."""
+        tokens = part.inputs[self.port.name]
+        shift = int(rng.integers(0, max(1, min(sequence, tokens.shape[-1] // 4))))
+        labels = None if part.labels is None else part.labels[..., shift:]
+        yield from self.windows(Dataset({self.port.name: tokens[..., shift:]}, labels), batch, sequence)
+
+    def loss(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: Batch,
+        teacher: Mapping[str, Tensor] | None,
+        alpha: float,
+        temperature: float,
+    ) -> Tensor:
+        """Returns the mean over tokens of the mixed loss (Hinton et al., arXiv 1503.02531, section 2)."""
+        from lstmopt.tasks.losses import mixed_categorical_loss
+
+        name = self.interface.outputs[0].name
+        width = batch.feeds[self.port.name].shape[self.port.batch_axis or 0]
+        scores = self._steps_first(outputs[name], width)
+        other = None if teacher is None else self._steps_first(teacher[name], width)
+        labels = batch.labels if self.labelled else None
+        return mixed_categorical_loss(scores, labels, other, self.interface.scale, alpha, temperature)
+
+    def _steps_first(self, scores: Any, batch: int) -> Any:
+        """Returns scores as ``[sequence, batch, vocabulary]``."""
+        port = self.interface.outputs[0]
+        if port.rows == "sequence" or port.batch_axis == 1:
+            return scores.reshape(-1, batch, scores.shape[-1])
+        return port.batch_first(scores, batch).swapaxes(0, 1)
+
+    def evaluate(
+        self, session: Runner, part: Dataset, *, reference: Runner | None = None, limit: int | None = None
+    ) -> Evaluation:
+        """Returns the cross-entropy of blocks of at least 500 tokens, and the perplexity."""
+        if not self.labelled and reference is None:
+            raise ValueError("lm without labels: evaluate needs the original")
+        batch = self.interface.batch or self._evaluation_batch(part)
+        name, states, original = self.interface.outputs[0].name, {}, {}
+        losses: list[npt.NDArray[np.float64]] = []
+        lengths: list[int] = []
+        seen = 0
+        for window in self.windows(part, batch, EVALUATION_WINDOW):
+            if window.fresh:
+                states = self.interface.zero_states(session.inputs, batch)
+            outputs = session.run({**window.feeds, **states})
+            states = self.interface.next_states(outputs)
+            scores = log_probabilities(self._steps_first(outputs[name], batch), self.interface.scale)
+            if self.labelled:
+                assert window.labels is not None
+                loss = -np.take_along_axis(scores, window.labels[..., None], axis=-1)[..., 0]
+            else:
+                assert reference is not None
+                if window.fresh:
+                    original = self.interface.zero_states(reference.inputs, batch)
+                truth = reference.run({**window.feeds, **original})
+                original = self.interface.next_states(truth)
+                known = log_probabilities(self._steps_first(truth[name], batch), self.interface.scale)
+                loss = -(np.exp(known) * scores).sum(axis=-1)
+            losses.append(loss.sum(axis=0))
+            lengths.append(len(loss))
+            seen += loss.size
+            if limit is not None and seen >= limit:
+                break
+        blocks, weights = _blocks(np.stack(losses), np.array(lengths))
+        return Evaluation(blocks, weights, float(np.exp(blocks.sum() / weights.sum())))
+
+    def _evaluation_batch(self, part: Dataset) -> int:
+        tokens = part.inputs[self.port.name]
+        if tokens.ndim == 2:
+            return len(tokens)
+        return int(np.clip(len(tokens) // (4 * BLOCK_TOKENS), 1, EVALUATION_BATCH))
+
+
+def _blocks(
+    losses: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Joins neighbouring windows of a column to blocks of `BLOCK_TOKENS`; losses are ``[windows, batch]``."""
+    number, count, held = np.zeros(len(lengths), dtype=np.int64), 0, 0
+    for index, length in enumerate(lengths):
+        number[index] = count
+        held += int(length)
+        if held >= BLOCK_TOKENS:
+            count, held = count + 1, 0
+    if held and count:
+        number[number == count] = count - 1  # what is left at the end belongs to the last whole block
+    count = int(number[-1]) + 1
+    sums, weights = np.zeros((count, losses.shape[1])), np.zeros(count)
+    np.add.at(sums, number, losses)
+    np.add.at(weights, number, lengths)
+    return sums.reshape(-1), np.repeat(weights, losses.shape[1])

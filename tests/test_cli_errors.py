@@ -1,0 +1,237 @@
+"""Every fault of the user is one clear line and the right exit code, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from lstmopt.rnn.cells import LSTM
+from lstmopt.rnn.files import save_model
+from lstmopt.rnn.weights import RnnWeights
+from lstmopt.rnn.writer import rnn_model
+
+
+def call(
+    *arguments: object, timeout: float = 120, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lstmopt.cli", *map(str, arguments)],
+        capture_output=True, text=True, timeout=timeout, cwd=cwd,
+    )  # fmt: skip
+
+
+def refused(result: subprocess.CompletedProcess[str], *words: str, code: int = 2) -> None:
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode == code, result.stderr
+    assert len(lines) == 1 and result.stderr.rstrip().endswith(lines[0]), result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def weights(hidden: int = 8, inputs: int = 4) -> RnnWeights:
+    rng = np.random.default_rng(0)
+    shape = (1, 4, hidden)
+    return RnnWeights(
+        cell=LSTM, direction="forward",
+        w=rng.standard_normal((*shape, inputs)).astype(np.float32) / 4,
+        r=rng.standard_normal((*shape, hidden)).astype(np.float32) / 4,
+        b=np.zeros((1, 2, 4, hidden), np.float32),
+    )  # fmt: skip
+
+
+def classifier(path: Path, hidden: int = 8, poison: bool = False) -> Path:
+    """An LSTM over x [sequence, batch, 4] with a linear output of its last state, 3 classes."""
+    model = rnn_model(weights(hidden), states=False)
+    save_model(model, path)
+    proto = onnx.load(path)
+    rng = np.random.default_rng(1)
+    proto.graph.node[0].output.extend(["h_last"])
+    proto.graph.node.append(helper.make_node("Squeeze", ["h_last", "axis0"], ["h2"]))
+    proto.graph.node.append(helper.make_node("MatMul", ["h2", "decoder"], ["scores"]))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "axis0"))
+    decoder = rng.standard_normal((hidden, 3)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(decoder, "decoder"))
+    del proto.graph.output[:]
+    proto.graph.output.append(helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 3]))
+    if poison:
+        for tensor in proto.graph.initializer:
+            if tensor.name == "R":
+                array = numpy_helper.to_array(tensor).copy()
+                array[0, 0, 0] = np.nan
+                tensor.CopyFrom(numpy_helper.from_array(array, "R"))
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return classifier(tmp_path / "model.onnx")
+
+
+def examples(path: Path, count: int = 40, **changes: object) -> Path:
+    rng = np.random.default_rng(2)
+    arrays: dict[str, object] = {
+        "x": rng.standard_normal((count, 6, 4)).astype(np.float32),
+        "labels": rng.integers(0, 3, count),
+    }
+    arrays.update(changes)
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
+    return path
+
+
+def test_not_onnx(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"this is no model" * 100)
+    refused(call("optimize", path, "-o", tmp_path / "out"), "m.onnx", "not an ONNX file")
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_and_missing_files(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"")
+    refused(call("inspect", tmp_path / "m.onnx"), "empty")
+    refused(call("inspect", tmp_path / "none.onnx"), "no such file")
+
+
+def test_truncated(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(model.read_bytes()[: model.stat().st_size // 2])
+    refused(call("optimize", path, "-o", tmp_path / "out"), "cut.onnx")
+
+
+def test_no_lstm(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+    )  # fmt: skip
+    path = tmp_path / "relu.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    refused(call("optimize", path, "-o", tmp_path / "out"), "no LSTM node")
+    assert call("inspect", path).returncode == 0
+
+
+def test_nan_weights(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "nan.onnx", poison=True)
+    refused(call("optimize", path, "-o", tmp_path / "out"), "tensor 'R'", "NaN")
+
+
+def test_external_data(tmp_path: Path, model: Path) -> None:
+    proto = onnx.load(model)
+    onnx.save(proto, tmp_path / "e.onnx", save_as_external_data=True, location="e.data", size_threshold=0)
+    assert call("inspect", tmp_path / "e.onnx").returncode == 0
+    (tmp_path / "e.data").rename(tmp_path / "gone.data")
+    refused(call("inspect", tmp_path / "e.onnx"), "e.data", "missing")
+
+
+def test_external_data_outside(tmp_path: Path, model: Path) -> None:
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    proto = onnx.load(model)
+    onnx.save(proto, folder / "e.onnx", save_as_external_data=True, location="e.data", size_threshold=0)
+    proto = onnx.load(folder / "e.onnx", load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../e.data"
+    (folder / "e.onnx").write_bytes(proto.SerializeToString())
+    (folder / "e.data").rename(tmp_path / "e.data")
+    refused(call("inspect", folder / "e.onnx"), "outside")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"x": None, "y": np.zeros((40, 6, 4), np.float32)}, ("array y", "no such input")),
+        ({"x": None}, ("no array 'x'",)),
+        ({"x": np.zeros((40, 6, 5), np.float32)}, ("array x", "shape")),
+        ({"x": np.zeros((40, 6, 4), np.complex64)}, ("array x", "type")),
+        ({"x": np.full((40, 6, 4), np.nan, np.float32)}, ("array x", "NaN")),
+        ({"x": np.zeros((0, 6, 4), np.float32)}, ("array x", "empty")),
+        ({"labels": np.zeros(39, np.int64)}, ("labels", "39")),
+    ],
+)
+def test_data_that_do_not_fit(
+    tmp_path: Path, model: Path, changes: dict[str, object], words: tuple[str, ...]
+) -> None:
+    data = examples(tmp_path / "data.npz", **changes)
+    refused(call("optimize", model, "--data", data, "-o", tmp_path / "out"), *words)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_data_that_are_no_npz(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "data.npz").write_bytes(b"nothing")
+    refused(call("optimize", model, "--data", tmp_path / "data.npz", "-o", tmp_path / "out"), "data.npz")
+
+
+def test_token_outside_the_vocabulary(tmp_path: Path) -> None:
+    from lstmopt.reference.char_lm import VOCABULARY, model_path
+
+    np.savez(tmp_path / "d.npz", tokens=np.full(20_000, VOCABULARY))
+    refused(
+        call("optimize", model_path(), "--data", tmp_path / "d.npz", "-o", tmp_path / "out"),
+        f"token {VOCABULARY}", "vocabulary",
+    )  # fmt: skip
+
+
+def test_unknown_target_and_options(tmp_path: Path, model: Path) -> None:
+    refused(call("optimize", model, "--target", "toaster", "-o", tmp_path / "out"), "unknown target")
+    refused(call("optimize", model, "--no-such-option"), "no-such-option")
+    refused(call("optimize", model, "--max-degradation", "little"), "little")
+    refused(call("optimize", model, "--budget", "10m", "--steps", "5"), "exclude")
+
+
+def test_bad_config(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "c.toml").write_text("taget = 'xeon'\n")
+    refused(call("optimize", model, "--config", tmp_path / "c.toml"), "taget")
+    (tmp_path / "c.toml").write_text("this is = not [toml")
+    refused(call("optimize", model, "--config", tmp_path / "c.toml"), "c.toml")
+
+
+def test_output_that_cannot_be_written(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused(call("optimize", model, "-o", tmp_path / "file"), "file")
+    assert (tmp_path / "file").read_text() == "mine"
+    folder = tmp_path / "full"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    refused(call("optimize", model, "-o", folder), "thesis.txt")
+    assert sorted(os.listdir(folder)) == ["thesis.txt"]
+
+
+def test_dry_run_changes_nothing(tmp_path: Path, model: Path) -> None:
+    data = examples(tmp_path / "data.npz")
+    result = call("optimize", model, "--data", data, "-o", tmp_path / "out", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "classify" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_saved_config_repeats_the_call(tmp_path: Path, model: Path) -> None:
+    saved = tmp_path / "saved.toml"
+    first = call(
+        "optimize", model, "--max-degradation", "3%", "--seed", 7, "--dry-run", "--save-config", saved
+    )
+    assert first.returncode == 0, first.stderr
+    second = call("optimize", model, "--config", saved, "--dry-run")
+    assert second.stdout == first.stdout
+    assert "3.00%" in second.stdout and "seed 7" in second.stdout
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision", "word"), [("onnxruntime", "int8", "f32"), ("tflite", "f32", "tflite")]
+)
+def test_a_target_that_nothing_can_be_compared_on(
+    tmp_path: Path, model: Path, runtime: str, precision: str, word: str
+) -> None:
+    target = tmp_path / "mine.toml"
+    target.write_text(f"name = 'mine'\n[[runtimes]]\nruntime = '{runtime}'\nprecisions = ['{precision}']\n")
+    refused(call("optimize", model, "--target", target, "-o", tmp_path / "out"), word)
+    assert not (tmp_path / "out").exists()

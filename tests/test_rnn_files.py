@@ -1,0 +1,159 @@
+"""Every fault of a file is one line that says where, what and how to mend; saving is whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+
+from lstmopt.errors import LstmoptError
+from lstmopt.rnn.files import load_model, save_model
+from lstmopt.rnn.writer import rnn_model
+from tests.test_rnn_reader import random_weights
+
+
+@pytest.fixture
+def model() -> ir.Model:
+    return rnn_model(random_weights(np.random.default_rng(0), hidden=8))
+
+
+@pytest.fixture
+def path(model: ir.Model, tmp_path: Path) -> Path:
+    save_model(model, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def fault(path: Path) -> str:
+    with pytest.raises(LstmoptError) as caught:
+        load_model(path)
+    text = str(caught.value)
+    assert "\n" not in text and text.count("; ") >= 1 and caught.value.exit_code == 2
+    return text
+
+
+def test_a_round_trip_keeps_the_graph(model: ir.Model, path: Path) -> None:
+    assert ir.to_proto(load_model(path)).SerializeToString(deterministic=True) == ir.to_proto(
+        model
+    ).SerializeToString(deterministic=True)
+
+
+def test_missing_folder_and_empty(tmp_path: Path) -> None:
+    assert "no such file" in fault(tmp_path / "none.onnx")
+    assert "is a folder" in fault(tmp_path)
+    (tmp_path / "empty.onnx").touch()
+    assert "empty" in fault(tmp_path / "empty.onnx")
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello, this is a text\n", b"PK\x03\x04" + bytes(100), bytes(range(256)) * 9]
+)
+def test_not_onnx(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    assert "not an ONNX file" in fault(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
+def test_truncated_at_any_place(share: float, path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    fault(path)
+
+
+def external(path: Path, location: str) -> None:
+    proto = onnx.load(path)
+    onnx.save(proto, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    proto = onnx.load(path, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    path.write_bytes(proto.SerializeToString())
+
+
+def test_external_data_beside_the_model(path: Path, model: ir.Model) -> None:
+    external(path, "weights.bin")
+    loaded = ir.to_proto(load_model(path))
+    expected = {tensor.name: numpy_helper.to_array(tensor) for tensor in ir.to_proto(model).graph.initializer}
+    for tensor in loaded.graph.initializer:
+        np.testing.assert_array_equal(numpy_helper.to_array(tensor), expected[tensor.name])
+
+
+def test_external_data_missing_outside_or_short(path: Path, tmp_path: Path) -> None:
+    external(path, "gone.bin")
+    assert "'gone.bin' of tensor 'W' is missing" in fault(path)
+    (tmp_path.parent / "outside.bin").write_bytes(bytes(10000))
+    for location in ("../outside.bin", str(tmp_path.parent / "outside.bin")):
+        proto = onnx.load(path, load_external_data=False)
+        for tensor in proto.graph.initializer:
+            next(entry for entry in tensor.external_data if entry.key == "location").value = location
+        path.write_bytes(proto.SerializeToString())
+        assert "points outside the model's folder" in fault(path)
+    (tmp_path / "link.bin").symlink_to(tmp_path.parent / "outside.bin")
+    for tensor in proto.graph.initializer:
+        next(entry for entry in tensor.external_data if entry.key == "location").value = "link.bin"
+    path.write_bytes(proto.SerializeToString())
+    assert "points outside" in fault(path)
+    (tmp_path / "short.bin").write_bytes(bytes(7))
+    for tensor in proto.graph.initializer:
+        next(entry for entry in tensor.external_data if entry.key == "location").value = "short.bin"
+    path.write_bytes(proto.SerializeToString())
+    fault(path)
+
+
+@pytest.mark.parametrize(("opset", "text"), [(3, "not supported"), (99, "newer than this onnx package")])
+def test_opsets_out_of_range(opset: int, text: str, path: Path) -> None:
+    proto = onnx.load(path)
+    proto.opset_import[0].version = opset
+    path.write_bytes(proto.SerializeToString())
+    assert text in fault(path)
+
+
+def test_an_invalid_graph(path: Path) -> None:
+    proto = onnx.load(path)
+    proto.graph.node[0].input[0] = "nobody"
+    path.write_bytes(proto.SerializeToString())
+    assert "not a valid model" in fault(path)
+
+
+def test_a_folder_that_cannot_be_written(model: ir.Model, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LstmoptError, match="cannot be written"):
+        save_model(model, tmp_path / "file" / "model.onnx")
+
+
+def test_a_full_disk_leaves_the_old_file(model: ir.Model, path: Path) -> None:
+    """A limit on file sizes stands in for a full disk: the write fails in the middle."""
+    import resource
+    import signal
+
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        with pytest.raises(LstmoptError, match="cannot be written"):
+            save_model(model, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["model.onnx"]
+
+
+def test_a_large_model_keeps_its_tensors_outside(
+    model: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lstmopt.rnn.files.PROTOBUF_LIMIT", 1000)
+    save_model(model, tmp_path / "large.onnx")
+    assert sorted(os.listdir(tmp_path)) == ["large.onnx", "large.onnx.data"]
+    assert (tmp_path / "large.onnx.data").stat().st_size >= model.graph.initializers["R"].const_value.nbytes
+    loaded = load_model(tmp_path / "large.onnx")
+    for name, value in model.graph.initializers.items():
+        np.testing.assert_array_equal(
+            loaded.graph.initializers[name].const_value.numpy(), value.const_value.numpy()
+        )

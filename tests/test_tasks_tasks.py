@@ -1,0 +1,347 @@
+"""Tasks: what a call is fed, losses and degradation by their definitions, data that do not fit."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from lstmopt.bridge.module import OnnxModule
+from lstmopt.bridge.runner import ModuleRunner
+from lstmopt.errors import LstmoptError
+from lstmopt.rnn.execution import run_model
+from lstmopt.tasks import prepare
+from lstmopt.tasks.base import Evaluation, degradation
+from lstmopt.tasks.data import split
+from lstmopt.tasks.interface import read_interface
+from lstmopt.tasks.synthetic import sample_tokens
+
+torch = pytest.importorskip("torch")
+VOCABULARY, HIDDEN, WIDTH = 7, 5, 4
+RNG = np.random.default_rng(0)
+
+
+def draw(*shape, scale=0.6):
+    return (scale * RNG.standard_normal(shape)).astype(np.float32)
+
+
+TENSORS = {
+    "table": draw(VOCABULARY, WIDTH, scale=1.0),
+    "W": draw(1, 4 * HIDDEN, WIDTH), "R": draw(1, 4 * HIDDEN, HIDDEN),
+    "D": draw(HIDDEN, VOCABULARY, scale=2.0), "direction": np.array([1]), "rows": np.array([-1, HIDDEN]),
+    "last": np.array(-1), "zero": np.array([0]),
+}  # fmt: skip
+
+
+def info(name, shape, element=TensorProto.FLOAT):
+    return helper.make_tensor_value_info(name, element, shape)
+
+
+def build(nodes, inputs, outputs):
+    used = {name for node in nodes for name in node.input}
+    tensors = [numpy_helper.from_array(array, name) for name, array in TENSORS.items() if name in used]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return ir.from_proto(proto)
+
+
+def language_model(batch_first=False, rows=False, ending="", states=True, fixed=False):
+    """A language model as one exporter or another writes it."""
+    steps, batch = (5, 3) if fixed else ("sequence", "batch")
+    order = [batch, steps] if batch_first else [steps, batch]
+    nodes = [helper.make_node("Gather", ["table", "tokens"], ["x0"])]
+    if batch_first:
+        nodes.append(helper.make_node("Transpose", ["x0"], ["x"], perm=[1, 0, 2]))
+    state = ["", "h", "c"] if states else []
+    nodes += [
+        helper.make_node("LSTM", ["x" if batch_first else "x0", "W", "R", "", *state], ["y", "h_n", "c_n"],
+                         hidden_size=HIDDEN, name="lstm"),
+        helper.make_node("Squeeze", ["y", "direction"], ["z"]),
+    ]  # fmt: skip
+    value = "z"
+    if batch_first:
+        nodes.append(helper.make_node("Transpose", ["z"], ["zt"], perm=[1, 0, 2]))
+        value = "zt"
+    if rows:
+        nodes.append(helper.make_node("Reshape", [value, "rows"], ["zr"]))
+        value = "zr"
+    nodes.append(helper.make_node("MatMul", [value, "D"], ["scores" if ending else "out"]))
+    if ending:
+        nodes.append(helper.make_node(ending, ["scores"], ["out"], axis=-1))
+    outputs = [info("out", [15 if fixed else "rows", VOCABULARY] if rows else [*order, VOCABULARY])]
+    inputs = [info("tokens", order, TensorProto.INT64)]
+    if states:
+        inputs += [info(name, [1, batch, HIDDEN]) for name in "hc"]
+        outputs += [info(f"{name}_n", [1, batch, HIDDEN]) for name in "hc"]
+    return build(nodes, inputs, outputs)
+
+
+def reference_scores(columns, window, states):
+    """Log-probabilities of the same network in numpy, float64: ``[batch, n, vocabulary]``."""
+    w, r, table, decoder = (TENSORS[name].astype(np.float64) for name in ("W", "R", "table", "D"))
+    batch, length = columns.shape
+    h = c = np.zeros((batch, HIDDEN))
+    found = []
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    for step in range(length):
+        if not states and step % window == 0:
+            h = c = np.zeros((batch, HIDDEN))
+        i, o, f, g = np.split(table[columns[:, step]] @ w[0].T + h @ r[0].T, 4, axis=1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        scores = h @ decoder
+        found.append(scores - np.log(np.exp(scores).sum(axis=1, keepdims=True)))
+    return np.stack(found, axis=1)
+
+
+STREAM = np.random.default_rng(1).integers(0, VOCABULARY, 3000)
+FORMS = list(
+    product([False, True], [False, True], ["", "Softmax", "LogSoftmax"], [False, True], [False, True])
+)
+
+
+class Session:
+    """A model in ONNX Runtime, as tasks see it."""
+
+    def __init__(self, model):
+        self.model = model
+        self.inputs = ModuleRunner(model, OnnxModule(model)).inputs
+
+    def run(self, feeds):
+        return run_model(self.model, feeds)
+
+
+@pytest.mark.parametrize(("batch_first", "rows", "ending", "states", "fixed"), FORMS)
+def test_language_models_of_every_form(batch_first, rows, ending, states, fixed):
+    model = language_model(batch_first, rows, ending, states, fixed)
+    prepared = prepare(model, task=None, data={"tokens": STREAM}, val={"tokens": STREAM}, test=None, seed=0)
+    task = prepared.task
+    assert task.name == "lm" and prepared.labelled and task.interface.batch == (3 if fixed else None)
+    runner = ModuleRunner(model, OnnxModule(model).eval())
+    found = task.evaluate(runner, prepared.splits.valid)
+    windows = list(task.windows(prepared.splits.valid, 1 if not fixed else 3, 64))
+    batch = round(float(found.weights.sum()) / max(1, sum(w.labels.shape[0] for w in windows)))
+    batch = 3 if fixed else batch
+    length = len(STREAM) // batch
+    columns = STREAM[: batch * length].reshape(batch, length)
+    window = 5 if fixed else 64
+    count = (length - 1) // window * window if fixed else length - 1
+    logs = reference_scores(columns[:, :count], window, states)
+    expected = -np.take_along_axis(logs, columns[:, 1 : count + 1, None], axis=2).sum()
+    assert found.weights.sum() == batch * count
+    assert found.losses.sum() == pytest.approx(expected, rel=1e-5)
+    assert found.metric == pytest.approx(np.exp(expected / (batch * count)), rel=1e-5)
+    assert found.weights.min() >= min(500, count)
+    # the same call gives torch the same loss
+    call = next(task.windows(prepared.splits.valid, 3, window))
+    feeds = {**call.feeds, **(task.interface.zero_states(runner.inputs, 3) if states else {})}
+    outputs = OnnxModule(model)({name: torch.from_numpy(array) for name, array in feeds.items()})
+    wide = len(STREAM) // 3
+    first = STREAM[: 3 * wide].reshape(3, wide)[:, : window + 1]
+    logs = reference_scores(first[:, :window], window, states)
+    expected = -np.take_along_axis(logs, first[:, 1:, None], axis=2).mean()
+    assert float(task.loss(outputs, call, None, 0.5, 1.0)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_labels_the_degradation_is_kl_over_entropy():
+    model = language_model()
+    other = language_model()
+    noisy = {name: array for name, array in TENSORS.items()}
+    other.graph.initializers["D"].const_value = ir.Tensor(noisy["D"] * np.float32(0.7), name="D")
+    prepared = prepare(model, task=None, data={"tokens": STREAM}, val={"tokens": STREAM}, test=None, seed=0)
+    from dataclasses import replace
+
+    task = replace(prepared.task, labelled=False)
+    original, changed = Session(model), Session(other)
+    base = task.evaluate(original, prepared.splits.valid, reference=original)
+    worse = task.evaluate(changed, prepared.splits.valid, reference=original)
+    result = degradation(base, worse)
+    assert degradation(base, base).value == 0
+    batch = 1
+    logs = reference_scores(STREAM[None, : len(STREAM) - 1], 64, True)
+    tempered = 0.7 * logs
+    tempered -= np.log(np.exp(tempered).sum(axis=-1, keepdims=True))
+    entropy = -(np.exp(logs) * logs).sum() / batch
+    divergence = (np.exp(logs) * (logs - tempered)).sum()
+    assert result.value == pytest.approx(divergence / entropy, rel=0.02)
+    assert result.low <= result.value <= result.high and result.n == len(base.losses) > 3
+    with pytest.raises(ValueError, match="original"):
+        task.evaluate(original, prepared.splits.valid)
+
+
+def test_sampled_text_follows_the_model():
+    model = language_model()
+    tokens = sample_tokens(model, read_interface(model), 400, 12, 3)
+    assert tokens.shape == (400, 12) and tokens.min() >= 0 and tokens.max() < VOCABULARY
+    assert np.array_equal(tokens, sample_tokens(model, read_interface(model), 400, 12, 3))
+    logs = reference_scores(tokens[:, :-1].astype(np.int64), 12, True)
+    seen = np.take_along_axis(logs, tokens[:, 1:, None].astype(np.int64), axis=2)[..., 0]
+    entropy = -(np.exp(logs) * logs).sum(axis=-1)
+    # the mean surprise of true samples is the mean entropy, within four standard errors
+    difference = -seen - entropy
+    assert abs(difference.mean()) < 4 * difference.std() / np.sqrt(difference.size)
+
+
+def classifier(ending="", fixed=None, framewise=False):
+    """Frames ``[sequence, batch, 4]`` to classes ``[batch, 7]``, or ``[sequence, batch, 7]``."""
+    batch = fixed or "batch"
+    nodes = [
+        helper.make_node("LSTM", ["x", "W", "R"], ["y"], hidden_size=HIDDEN, name="lstm"),
+        helper.make_node("Squeeze", ["y", "direction"], ["z"]),
+    ]
+    if not framewise:
+        nodes.append(helper.make_node("Gather", ["z", "last"], ["l"], axis=0))
+    nodes.append(
+        helper.make_node("MatMul", ["z" if framewise else "l", "D"], ["scores" if ending else "out"])
+    )
+    if ending:
+        nodes.append(helper.make_node(ending, ["scores"], ["out"], axis=-1))
+    shape = [batch, VOCABULARY]
+    return build(
+        nodes,
+        [info("x", ["sequence", batch, WIDTH])],
+        [info("out", ["sequence", *shape] if framewise else shape)],
+    )
+
+
+@pytest.mark.parametrize("ending", ["", "Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("framewise", [False, True])
+@pytest.mark.parametrize("fixed", [None, 4])
+def test_classification(ending, framewise, fixed):
+    model = classifier(ending, fixed, framewise)
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((20, 6, WIDTH)).astype(np.float32)
+    labels = rng.integers(0, VOCABULARY, (20, 6) if framewise else 20)
+    if framewise:
+        labels[:, 4:] = -1
+    data = {"x": x, "labels": labels}
+    prepared = prepare(model, task=None, data=data, val=data, test=None, seed=0)
+    assert prepared.task.name == "classify"
+    found = prepared.task.evaluate(Session(model), prepared.splits.valid)
+    feeds = x.transpose(1, 0, 2)
+    scores = np.concatenate(
+        [run_model(model, {"x": np.ascontiguousarray(feeds[:, i : i + 4])})["out"] for i in range(0, 20, 4)],
+        axis=1 if framewise else 0,
+    ).astype(np.float64)
+    scores = scores.transpose(1, 0, 2) if framewise else scores
+    logs = np.log(scores) if ending == "Softmax" else scores
+    logs = logs - np.log(np.exp(logs).sum(axis=-1, keepdims=True))
+    used = labels >= 0
+    losses = -np.take_along_axis(logs, np.maximum(labels, 0)[..., None], axis=-1)[..., 0][used]
+    assert found.loss == pytest.approx(losses.mean(), rel=1e-4)
+    assert found.metric == pytest.approx((logs.argmax(-1) != labels)[used].mean())
+    assert len(found.losses) == 20
+    call = next(prepared.task.calls(prepared.splits.valid, 20, None))
+    outputs = OnnxModule(model)({name: torch.from_numpy(array) for name, array in call.feeds.items()})
+    count = fixed or 20
+    first = losses.reshape(20, -1)[:count].mean()
+    assert float(prepared.task.loss(outputs, call, None, 0.0, 1.0)) == pytest.approx(first, rel=1e-4)
+
+
+def test_regression_and_distillation():
+    model, other = classifier(), classifier()
+    other.graph.initializers["D"].const_value = ir.Tensor(TENSORS["D"] * np.float32(0.9), name="D")
+    x = np.random.default_rng(3).standard_normal((30, 6, WIDTH)).astype(np.float32)
+    truth = run_model(model, {"x": np.ascontiguousarray(x.transpose(1, 0, 2))})["out"]
+    ours, theirs = 0.9 * truth, truth
+    labels = truth + 0.5
+    data = {"x": x, "labels": labels}
+    prepared = prepare(model, task="regress", data=data, val=data, test=None, seed=0)
+    found = [prepared.task.evaluate(Session(m), prepared.splits.valid) for m in (model, other)]
+    assert found[0].metric == pytest.approx(0.5, rel=1e-4)
+    worse = degradation(found[0], found[1])
+    assert worse.value == pytest.approx(((ours - labels) ** 2).mean() / 0.25 - 1, rel=1e-3)
+    plain = {"x": x}
+    prepared = prepare(model, task=None, data=plain, val=plain, test=None, seed=0)
+    assert prepared.task.name == "distill" and not prepared.labelled
+    base = prepared.task.evaluate(Session(model), prepared.splits.valid, reference=Session(model))
+    worse = prepared.task.evaluate(Session(other), prepared.splits.valid, reference=Session(model))
+    assert degradation(base, base).value == 0
+    expected = np.sqrt(((ours - theirs) ** 2).mean()) / theirs.std()
+    assert degradation(base, worse).value == pytest.approx(expected, rel=1e-3)
+    assert worse.agreement == 1.0
+
+
+def test_degradation_interval_covers_the_truth():
+    """Of 200 draws of noisy blocks, the 95% interval holds the true value in most."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for seed in range(200):
+        base = rng.gamma(50, 1 / 50, 60)
+        worse = base * (1.02 + 0.03 * rng.standard_normal(60))
+        weights = np.ones(60)
+        result = degradation(Evaluation(base, weights, 0.0), Evaluation(worse, weights, 0.0), seed)
+        held += result.low <= 0.02 <= result.high
+    assert 175 <= held <= 199
+
+
+X = np.zeros((10, 6, WIDTH), np.float32)
+FAULTS = {
+    "no such input": ({"y": X, "x": X}, "no such input"),
+    "missing": ({"labels": np.zeros(10, int)}, "no array 'x'"),
+    "type": ({"x": X.astype(int)}, "has type int64"),
+    "shape": ({"x": X[..., :2]}, "has shape"),
+    "rank": ({"x": X[0]}, "has shape"),
+    "empty": ({"x": X[:0]}, "empty"),
+    "not finite": ({"x": X * np.nan}, "NaN"),
+    "labels": ({"x": X, "labels": np.zeros(9, int)}, "9 entries"),
+    "class": ({"x": X, "labels": np.full(10, 99)}, "class 99"),
+    "one example": ({"x": X[:1]}, "cannot be split"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_data_that_do_not_fit_are_one_clear_line(fault):
+    data, message = FAULTS[fault]
+    with pytest.raises(LstmoptError, match=message):
+        prepare(classifier(), task=None, data=data, val=None, test=None, seed=0)
+
+
+def test_tokens_outside_the_vocabulary_are_named():
+    with pytest.raises(LstmoptError, match="token 7.*0 to 6"):
+        prepare(language_model(), task=None, data={"tokens": STREAM + 1}, val=None, test=None, seed=0)
+    with pytest.raises(LstmoptError, match="token -1"):
+        prepare(language_model(), task=None, data={"tokens": STREAM - 1}, val=None, test=None, seed=0)
+    with pytest.raises(LstmoptError, match="labels"):
+        prepare(classifier(), task="classify", data={"x": X}, val=None, test=None, seed=0)
+    with pytest.raises(LstmoptError, match="unknown task"):
+        prepare(classifier(), task="translate", data={"x": X}, val=None, test=None, seed=0)
+
+
+def test_files_and_functions(tmp_path, monkeypatch):
+    path = tmp_path / "data.npz"
+    np.savez(path, x=X, labels=np.arange(10) % VOCABULARY)
+    prepared = prepare(classifier(), task=None, data=str(path), val=None, test=str(path), seed=0)
+    assert len(prepared.splits.train) == 9 and len(prepared.splits.valid) == 1
+    assert prepared.splits.valid.labels.tolist() == [9 % VOCABULARY]
+    (tmp_path / "makes_data.py").write_text(
+        "import numpy as np\ndef make():\n    return {'x': np.zeros((8, 3, 4), 'f4')}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert (
+        len(
+            prepare(classifier(), task=None, data="makes_data:make", val=None, test=None, seed=0).splits.train
+        )
+        == 7
+    )
+    objects = tmp_path / "objects.npz"
+    np.savez(objects, x=np.array([{}], dtype=object))
+    path.write_bytes(path.read_bytes()[:100])
+    for source in (path, tmp_path / "none.npz", objects, "makes_data:none", "nowhere:make", 3):
+        with pytest.raises(LstmoptError):
+            prepare(classifier(), task=None, data=source, val=None, test=None, seed=0)
+
+
+def test_the_kept_tenth_is_the_end_and_shares_nothing():
+    prepared = prepare(language_model(), task=None, data={"tokens": STREAM}, val=None, test=None, seed=0)
+    train, valid = (part.inputs["tokens"] for part in (prepared.splits.train, prepared.splits.valid))
+    assert np.array_equal(np.concatenate([train, valid]), STREAM) and len(valid) == 300
+    assert any("last tenth" in note for note in prepared.notes)
+    streams = prepare(
+        language_model(), task=None, data={"tokens": STREAM.reshape(3, -1)}, val=None, test=None, seed=0
+    )
+    parts = split(streams.splits.train, stream=True)
+    assert [part.inputs["tokens"].shape for part in parts] == [(3, 810), (3, 90)]
