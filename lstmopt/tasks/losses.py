@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK = 1 << 20
-"""Scores that are looked at together: small enough for the cache, large enough to be quick."""
+CHUNK = 1 << 17
+"""Scores that are looked at together: their float32 copies stay in the second-level cache."""
 
 
 def as_logits(scores: Tensor, scale: str) -> Tensor:
@@ -109,10 +109,13 @@ def _piece(
         slope.scatter_add_(1, target.unsqueeze(1), slope.new_full((len(slope), 1), share - 1))
     if taught:
         assert known is not None
-        truth = functional.softmax(known.to(wide.dtype) / temperature, dim=-1)
+        known = known.to(wide.dtype)
+        truth = functional.softmax(known if temperature == 1 else known / temperature, dim=-1)
         soft = logs if temperature == 1 else functional.log_softmax(wide / temperature, dim=-1)
-        loss -= share * temperature**2 * float((truth * soft).sum(dtype=torch.float64))
-        slope.add_((chances if temperature == 1 else soft.exp()) - truth, alpha=share * temperature)
+        # Rows are summed in their own type: a float64 copy of all scores costs more than the softmax.
+        loss -= share * temperature**2 * float((truth * soft).sum(dim=-1).double().sum())
+        slope.add_(chances if temperature == 1 else soft.exp(), alpha=share * temperature)
+        slope.sub_(truth, alpha=share * temperature)
     return loss, slope
 
 

@@ -4,7 +4,8 @@
 
 The recipe (Zaremba, Sutskever and Vinyals, arXiv 1409.2329, "small"): two layers of 200, SGD at 1
 halved each epoch after the fourth, 13 epochs, batch 20, windows of 35 words with the state
-carried, gradient norm clipped to 5, weights drawn from U(-0.1, 0.1), no dropout.
+carried, gradient norm clipped to 5, weights drawn from U(-0.1, 0.1), no dropout. Products are computed
+in bfloat16 where the CPU does so itself; weights, states and losses stay float32.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import time
 from pathlib import Path
 
 import torch
-from torch.nn.functional import cross_entropy
 
+from lstmopt.bridge.training import has_native_bfloat16
+from lstmopt.tasks.losses import mixed_categorical_loss
 from models import checkpoint
 from models.language_model import LanguageModel, Sizes, columns, export_onnx, loss_of
 from models.ptb.data import VOCABULARY, data_folder, read
@@ -56,8 +58,10 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = 0.5 ** max(0, epoch - 3)
         begin, end = window * WINDOW, min((window + 1) * WINDOW, len(data) - 1)
-        logits, *states = model(data[begin:end], *[state.detach() for state in states])
-        loss = cross_entropy(logits.flatten(0, 1), data[begin + 1 : end + 1].flatten())
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_native_bfloat16()):
+            logits, *states = model(data[begin:end], *[state.detach().float() for state in states])
+            labels = data[begin + 1 : end + 1].numpy()
+            loss = mixed_categorical_loss(logits, labels, None, "logits", alpha=0.0, temperature=1.0)
         optimizer.zero_grad()
         # The recipe sums over the window and averages over the batch.
         (loss * (end - begin)).backward()
