@@ -69,7 +69,7 @@ class _Mixed(torch.autograd.Function):
     ) -> Tensor:
         count, classes = scores.shape
         gradient = torch.empty_like(scores) if ctx.needs_input_grad[0] else None
-        total = torch.zeros((), dtype=torch.float64)
+        total = 0.0
         rows = max(1, CHUNK // classes)
         for begin in range(0, count, rows):
             part = slice(begin, begin + rows)
@@ -82,9 +82,11 @@ class _Mixed(torch.autograd.Function):
             )
             total += loss
             if gradient is not None:
-                gradient[part] = slope.div_(count)
+                torch.div(slope, count, out=gradient[part])
         ctx.save_for_backward(gradient)
-        return (total / count).to(torch.float64 if scores.dtype == torch.float64 else torch.float32)
+        return torch.tensor(
+            total / count, dtype=torch.float64 if scores.dtype == torch.float64 else torch.float32
+        )
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, None, None, None, None]:
@@ -95,27 +97,37 @@ class _Mixed(torch.autograd.Function):
 def _piece(
     scores: Tensor, target: Tensor | None, known: Tensor | None, share: float, temperature: float
 ) -> tuple[float, Tensor]:
-    """Returns the summed loss of some rows and its slope by their scores, in float32 or wider."""
-    wide = scores if scores.dtype == torch.float64 else scores.float()
+    """Returns the summed loss of some rows and its slope by their scores, in float32 or wider.
+
+    Memory is what this costs: every pass over the scores that can be spared is.
+    """
+    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
     loss = 0.0
-    slope = torch.zeros_like(wide)
-    labelled, taught = target is not None and share < 1, known is not None and share > 0
-    logs = functional.log_softmax(wide, dim=-1)
-    chances = logs.exp()
+    taught, labelled = known is not None and share > 0, target is not None and share < 1
+    logs = functional.log_softmax(scores, dim=-1, dtype=wide)
+    places = None if target is None else target.unsqueeze(1)
     if labelled:
-        assert target is not None
-        loss -= (1 - share) * float(logs.gather(1, target.unsqueeze(1)).double().sum())
-        slope.add_(chances, alpha=1 - share)
-        slope.scatter_add_(1, target.unsqueeze(1), slope.new_full((len(slope), 1), share - 1))
+        assert places is not None
+        loss -= (1 - share) * float(logs.gather(1, places).double().sum())
+    truth = soft = None
     if taught:
         assert known is not None
-        known = known.to(wide.dtype)
-        truth = functional.softmax(known if temperature == 1 else known / temperature, dim=-1)
-        soft = logs if temperature == 1 else functional.log_softmax(wide / temperature, dim=-1)
-        # Rows are summed in their own type: a float64 copy of all scores costs more than the softmax.
-        loss -= share * temperature**2 * float((truth * soft).sum(dim=-1).double().sum())
-        slope.add_(chances if temperature == 1 else soft.exp(), alpha=share * temperature)
+        plain = temperature == 1
+        truth = functional.softmax(known if plain else known.to(wide) / temperature, dim=-1, dtype=wide)
+        soft = logs if plain else functional.log_softmax(scores.to(wide) / temperature, dim=-1)
+        loss -= share * temperature**2 * float(torch.dot(truth.view(-1), soft.view(-1)))
+    if soft is None or soft is logs:
+        # One softmax serves both terms: their shares add up to 1.
+        slope = logs.exp_()
+    else:
+        slope = soft.exp_().mul_(share * temperature)
+        if labelled:
+            slope.add_(logs.exp_(), alpha=1 - share)
+    if truth is not None:
         slope.sub_(truth, alpha=share * temperature)
+    if labelled:
+        assert places is not None
+        slope.scatter_add_(1, places, slope.new_full((len(slope), 1), share - 1))
     return loss, slope
 
 
