@@ -208,6 +208,7 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
     """Optimises MODEL for a target and writes the artifact folder."""
     from lstmopt import pipeline
     from lstmopt.measure.table import LatencyTable
+    from lstmopt.passes import BackOff
 
     if options["budget"] is not None and options["steps"] is not None:
         raise click.UsageError("--budget and --steps exclude each other")
@@ -219,14 +220,14 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
     call["target"] = _chosen(options["target"], options["shapes"])
     budget = pipeline.Budget(seconds=options["budget"], steps=options["steps"])
     if options["dry_run"]:
-        plan = pipeline.plan(model, compression=options["compression"], budget=budget, **call)
+        plan = pipeline.plan(model, budget=budget, **call)
         _print(plan, options["as_json"])
         return
     with progress_shown() as progress:
         state = pipeline.optimize(
             model,
             output=options["output"],
-            compression=options["compression"],
+            back_off=BackOff(compression=options["compression"]),
             budget=budget,
             latency_tables=tuple(LatencyTable.load(path) for path in options["latency_tables"]),
             fresh=options["fresh"],

@@ -34,6 +34,7 @@ _DOCUMENTS: Mapping[str, TypeAdapter[Any]] = {
     "records": TypeAdapter(tuple[PassRecord, ...]),
     "report": TypeAdapter(Report | None),
     "notes": TypeAdapter(tuple[str, ...]),
+    "pattern": TypeAdapter(str),
 }
 _MODELS = ("model", "teacher")
 

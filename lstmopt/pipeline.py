@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from lstmopt.measure.table import LatencyTable
+    from lstmopt.passes.back_off import BackOff
     from lstmopt.passes.candidates import Candidate
-    from lstmopt.passes.grow_prune import GrowPrune
     from lstmopt.report.schema import Report
     from lstmopt.tasks.base import Task
     from lstmopt.tasks.data import Splits
@@ -100,7 +100,8 @@ class State:
         tables: latency tables of the probe, each for one layer, runtime and precision.
         peers: the original as users would deploy it today, measured.
         masks: weights that may be non-zero, by initializer name, in the initializer's layout.
-        trained: models that training has produced, by name, each a candidate.
+        pattern: of those masks; "dense" where there are none.
+        trained: models that the passes have produced, by name, each a candidate.
         candidates: every model x runtime x precision that was built and measured.
         report: the report of the artifact that was written.
         notes: what the user should know, most important first.
@@ -128,6 +129,7 @@ class State:
     tables: tuple[LatencyTable, ...] = ()
     peers: tuple[Candidate, ...] = ()
     masks: Mapping[str, BoolArray] = field(default_factory=dict)
+    pattern: str = "dense"
     trained: Mapping[str, ir.Model] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
     report: Report | None = None
@@ -292,40 +294,26 @@ class Pipeline:
         return state
 
 
-def standard_stages(
-    compression: float, scales: tuple[float, ...] | None = None, train: GrowPrune | None = None
-) -> tuple[Stage, ...]:
+def standard_stages(back_off: BackOff | None = None) -> tuple[Stage, ...]:
     """Returns the stages of `lstmopt optimize`.
 
     Args:
-        compression: times fewer non-zero recurrent weights to aim for.
-        scales: hidden sizes to try, as shares of the original's; None takes the usual ones.
-        train: the recipe; None takes the usual one.
+        back_off: sizes, compression and recipe to try; None takes the usual ones.
     """
-    from lstmopt.passes import BackOff, Export, GrowPrune, Peers, Probe, Simplify, Verify
-    from lstmopt.passes.back_off import SCALES
+    from lstmopt.passes import BackOff, Export, Peers, Probe, Simplify, Verify
 
-    back_off = BackOff(SCALES if scales is None else scales, compression, train or GrowPrune())
-    return Simplify(), Peers(), Probe(step=16, smallest=0.5), back_off, Export(), Verify()
+    return Simplify(), Peers(), Probe(step=16, smallest=0.5), back_off or BackOff(), Export(), Verify()
 
 
 def optimize(
-    model: str | Path,
-    *,
-    output: str | Path,
-    compression: float = 4.0,
-    scales: tuple[float, ...] | None = None,
-    train: GrowPrune | None = None,
-    **options: Any,
+    model: str | Path, *, output: str | Path, back_off: BackOff | None = None, **options: Any
 ) -> State:
     """Optimises a model with the standard stages; see `Pipeline.run` for the other options.
 
     Args:
         model: the ONNX file.
         output: the artifact folder.
-        compression: times fewer non-zero recurrent weights to aim for.
-        scales: hidden sizes to try, as shares of the original's, smallest first.
-        train: the recipe of training; its density and time are set for each size.
+        back_off: sizes, compression and recipe to try; None takes the usual ones.
         options: of `Pipeline.run`.
 
     Returns:
@@ -338,7 +326,7 @@ def optimize(
     from lstmopt.rnn.reader import require_rnns
 
     require_rnns(load_model(model), str(model))
-    return Pipeline(*standard_stages(compression, scales, train)).run(model, output=output, **options)
+    return Pipeline(*standard_stages(back_off)).run(model, output=output, **options)
 
 
 class Plan(BaseModel):
@@ -381,7 +369,6 @@ def plan(
     test: Any = None,
     task: str | None = None,
     max_degradation: float | None = None,
-    compression: float = 4.0,
     budget: Budget | None = None,
     seed: int = 0,
 ) -> Plan:
@@ -397,7 +384,7 @@ def plan(
     _check_target(chosen)
     layers = require_rnns(original, str(model))
     name, labelled, notes = describe(original, task=task, data=data, val=val, test=test)
-    stages = standard_stages(compression)
+    stages = standard_stages()
     Pipeline(*stages).check()
     return Plan(
         model=str(model),

@@ -263,6 +263,29 @@ def test_a_budget_of_seconds_or_steps_sets_the_length(model, tmp_path):
     assert 30 < checkpoint.load(passed.workdir / "checkpoint.safetensors")[1]["step"] < 45
 
 
+def test_a_budget_shorter_than_a_step_still_ends_at_the_density(model, tmp_path):
+    after = recipe(steps=None).run(state_for(model, tmp_path, budget=Budget(seconds=1e-3)))
+    assert density_of(after.model) <= 0.2
+    with pytest.raises(LstmoptError, match="ramp"):
+        recipe(ramp=1.0)
+
+
+@pytest.mark.parametrize("tokens, most", [(2_000, 0.2), (60_000, 0.0)])
+def test_a_dropout_left_open_follows_passes_and_density(model, tmp_path, monkeypatch, tokens, most):
+    """Eight passes over little data: from 0.2 down to 1.6 times the density; a part of a pass: none."""
+    seen, plain = [], OnnxModule.dropout
+
+    def noted(self, probability):
+        seen.append(probability)
+        plain.fset(self, probability)
+
+    monkeypatch.setattr(OnnxModule, "dropout", property(plain.fget, noted))
+    data = {"tokens": text(tokens, 1)}
+    recipe(density=0.05).run(state_for(model, tmp_path, data, {"tokens": text(4_000, 2)}))
+    assert seen[0] == pytest.approx(most) and seen[-1] == pytest.approx(min(most, 1.6 * 0.05), rel=0.01)
+    assert seen == sorted(seen, reverse=True)
+
+
 def test_a_smaller_student_learns_from_a_larger_teacher(model, tmp_path_factory, tmp_path):
     """Their states have other sizes, and each carries its own."""
     small = language_model(tmp_path_factory.mktemp("small"), hidden=20)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -133,6 +134,24 @@ def test_verify_accepts_the_artifact_and_refuses_a_changed_one(artifact: Path, c
     assert result.returncode == 1 and "model.onnx" in result.stderr and "FAILED" in result.stdout
     (copy / "manifest.json").write_text("{}")
     assert call("verify", copy).returncode == 2
+
+
+def test_verify_refuses_outputs_that_are_not_numbers(copy: Path) -> None:
+    """The hashes are those of the spoilt file: only its outputs tell."""
+    manifest = json.loads((copy / "manifest.json").read_text())
+    spoilt = manifest["deploy"][0]["file"]
+    if not spoilt.endswith(".onnx"):
+        spoilt = next(e["file"] for e in manifest["deploy"] if e["file"].endswith(".onnx"))
+    model = onnx.load(copy / spoilt)
+    floats = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    for tensor in floats:
+        broken = np.full_like(onnx.numpy_helper.to_array(tensor), np.nan)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(broken, tensor.name))
+    onnx.save(model, copy / spoilt)
+    manifest["files"][spoilt] = hashlib.sha256((copy / spoilt).read_bytes()).hexdigest()
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    result = verify_artifact(copy)
+    assert not result.passed and "outputs" in result.fault
 
 
 def test_verify_compares_with_a_baseline(artifact: Path) -> None:

@@ -154,6 +154,12 @@ class OnnxModule(nn.Module):
         self.masks = {name: torch.from_numpy(np.ascontiguousarray(mask)) for name, mask in masks.items()}
         self.apply_masks()
 
+    @property
+    def density(self) -> float:
+        """Share of the masked weights' entries that may differ from 0; 1 where there are no masks."""
+        size = sum(mask.numel() for mask in self.masks.values())
+        return sum(int(mask.sum()) for mask in self.masks.values()) / size if size else 1.0
+
     @torch.no_grad()
     def apply_masks(self) -> None:
         """Zeroes the masked weights."""

@@ -1,4 +1,4 @@
-"""How density, learning rate, dropout and regrowth go over a training; all are functions of its progress."""
+"""How density, learning rate and regrowth go over a training; all are functions of its progress."""
 
 from __future__ import annotations
 

@@ -37,6 +37,9 @@ MOST_DIVERGENCES = 3
 EXPLODED = 1e3
 """A loss so many times the first one (or 1, where that is less) has diverged, as NaN has."""
 
+MOST_DROPOUT, DROPOUT_PER_DENSITY = 0.2, 1.6
+"""Dropout where it is left open: few weights learn little by heart."""
+
 RENEWALS = 8
 """Least number of renewals of the masks on the ramp of a short training."""
 
@@ -51,7 +54,7 @@ class Settings:
         optimizer: "adam" or "sgd".
         learning_rate: at the start.
         clip: bound on the norm of the gradient.
-        dropout: probability at the start; it falls with the density.
+        dropout: probability; None lets it follow the density, see `Trainer`.
         alpha: share of the distillation.
         temperature: of the distillation.
         mask_every: training steps between renewals of the masks.
@@ -64,7 +67,7 @@ class Settings:
     optimizer: str = "adam"
     learning_rate: float = 2e-3
     clip: float = 5.0
-    dropout: float = 0.0
+    dropout: float | None = 0.0
     alpha: float = 0.5
     temperature: float = 1.0
     mask_every: int = 50
@@ -127,6 +130,8 @@ class Trainer:
         schedule: density, rate, dropout and regrowth over time.
         settings: how weights are moved.
         length: how long.
+        epoch_steps: steps of a pass over the data. What is not seen twice cannot be learnt by heart: a
+            dropout that is left open grows from the first pass to the third.
         validate: returns the validation loss of the student.
         path: the checkpoint file.
         key: what led here; a checkpoint of another key is not used.
@@ -144,6 +149,7 @@ class Trainer:
         schedule: Schedule,
         settings: Settings,
         length: Length,
+        epoch_steps: int,
         validate: Callable[[], float],
         path: Path,
         key: str,
@@ -152,7 +158,8 @@ class Trainer:
         self._task, self._train = task, train
         self._student, self._teacher = student, teacher
         self._pruner, self._schedule, self._settings = pruner, schedule, settings
-        self._length, self._validate, self._path, self._key = length, validate, path, key
+        self._length, self._epoch_steps = length, max(1, epoch_steps)
+        self._validate, self._path, self._key = validate, path, key
         self._progress = progress
         module = student.module
         self._weights = dict(module.weights)
@@ -161,6 +168,7 @@ class Trainer:
         self._at = Position(rate=settings.learning_rate, amp=bool(settings.amp))
         self._best: dict[str, Tensor] = {}
         self._recent = math.nan
+        self._kept = 1.0
 
     def run(self) -> float:
         """Trains to the end and leaves the best weights in the module.
@@ -183,6 +191,8 @@ class Trainer:
                     break
                 except Diverged:
                     self._back()
+            if not self._at.reached:
+                self._renew(1.0)  # a budget of time can end within one step
             self._keep_best()
             with torch.no_grad():
                 for name, weight in self._weights.items():
@@ -198,7 +208,7 @@ class Trainer:
         while self._fraction < 1:
             for batch in self._epoch_batches():
                 if self._renewal_is_due():
-                    self._renew()
+                    self._renew(self._fraction)
                 self._recent = self._train_step(batch)
                 self._at.step += 1
                 self._at.index += 1
@@ -245,13 +255,14 @@ class Trainer:
         )
         return islice(batches, self._at.index, None)
 
-    def _renew(self) -> None:
-        progress, course = self._fraction, self._schedule
+    def _renew(self, progress: float) -> None:
+        course = self._schedule
         self._at.reached = progress >= course.ramp
         densities = [
             replace(course, density=group.density).density_at(progress) for group in self._pruner.groups
         ]
         self._pruner.renew(densities, course.regrow_at(progress))
+        self._kept = self._student.module.density
         for name, mask in self._student.module.masks.items():
             for value in self._optimizer.state.get(self._weights[name], {}).values():
                 if isinstance(value, Tensor) and value.shape == mask.shape:
@@ -262,7 +273,7 @@ class Trainer:
         progress = self._fraction
         for group in self._optimizer.param_groups:
             group["lr"] = self._at.rate * self._schedule.rate_at(progress)
-        module.dropout = settings.dropout
+        module.dropout = self._dropout(progress) if settings.dropout is None else settings.dropout
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._loss(batch)
         value = float(loss.detach())
@@ -278,6 +289,14 @@ class Trainer:
             raise Diverged
         self._optimizer.step()
         return value
+
+    def _dropout(self, progress: float) -> float:
+        """Returns the dropout now; none in the first steps of a budget of time: its end is open."""
+        steps = self._length.steps
+        if steps is None:
+            steps = int(self._at.step / progress) if self._at.step >= RENEWALS and progress > 0 else 0
+        repeated = min(1.0, max(0.0, (steps / self._epoch_steps - 1.0) / 2.0))
+        return repeated * min(MOST_DROPOUT, DROPOUT_PER_DENSITY * self._kept)
 
     def _loss(self, batch: Batch) -> Tensor:
         feeds = {name: torch.from_numpy(np.asarray(array)) for name, array in batch.feeds.items()}
@@ -314,7 +333,7 @@ class Trainer:
 
     def _validate_when_due(self) -> None:
         due = [place for place in VALIDATED_AT if place > self._schedule.ramp][self._at.validated :]
-        if due and self._fraction >= due[0] and self._fraction < 1:
+        if due and self._at.reached and due[0] <= self._fraction < 1:
             self._keep_best()
             self._at.validated += 1
 
@@ -326,10 +345,8 @@ class Trainer:
             self._best = {name: weight.detach().clone() for name, weight in self._weights.items()}
 
     def _tell(self) -> None:
-        kept = sum(int(mask.sum()) for mask in self._student.module.masks.values())
-        size = sum(mask.numel() for mask in self._student.module.masks.values())
         total = "" if self._length.steps is None else f" of {self._length.steps}"
-        density = f", density {kept / size:.1%}" if size else ""
+        density = f", density {self._kept:.1%}" if self._student.module.masks else ""
         self._progress(
             f"training step {self._at.step}{total}, loss {self._recent:.3f}{density}", self._fraction
         )
@@ -386,6 +403,7 @@ class Trainer:
             self._optimizer.state[weight] = moments
         masks = {name: mask.numpy() for name, mask in parts.get("mask", {}).items()}
         self._student.module.set_masks(masks)
+        self._kept = self._student.module.density
         for name, total in self._pruner.gradients.items():
             total.copy_(parts["gradient"][name])
         self._student.states = parts.get("student", {})

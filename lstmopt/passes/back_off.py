@@ -2,82 +2,162 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from lstmopt.passes.candidates import assess, best_peer, build, compare
+from lstmopt.errors import LstmoptError
+from lstmopt.passes.candidates import (
+    Built,
+    assess,
+    best_peer,
+    build,
+    compare,
+    evaluate,
+    f32_deployment,
+    key,
+    original_deployment,
+    scaled,
+    shippable,
+)
 from lstmopt.passes.grow_prune import GrowPrune
+from lstmopt.passes.peers import ORIGINAL
 from lstmopt.passes.resize import Resize
 from lstmopt.rnn.reader import find_rnns
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from lstmopt.pipeline import State
 
 SCALES = (0.65, 0.82, 1.0)
 """Hidden sizes that are tried, as shares of the original's; each is rounded down to a hysteresis point."""
 
+RELAXED = (1.0, 0.5)
+"""What is tried at each size, as shares of the compression: less sparsity before a larger size."""
+
 SHARE = 0.6
 """Share of what is left of the training time that a plan gets; the last one gets all."""
+
+TUNED, RESIZED, PRUNED = "tuned", "resized", "pruned"
 
 
 @dataclass(frozen=True)
 class BackOff:
     """Resizes and trains, smallest sizes first, until a candidate holds the contract and beats the peers.
 
-    A plan that fails is kept as a candidate: the report shows it.
+    Every model on the way is a candidate that the report shows: the dense original fine-tuned by the same
+    recipe, each size before it is trained, each plan. A plan that fails is followed by one with less
+    sparsity, which grows its weights back from where the first one stopped, and then by a larger size.
 
     Args:
         scales: hidden sizes to try, as shares of the original's, smallest first.
         compression: times fewer non-zero recurrent weights to aim for, against the original.
+        relaxed: shares of the compression to try at each size, in this order.
+        tune: share of the training time in which the dense original is fine-tuned first, by the same
+            recipe, where there are labels; without a time budget it gets as many epochs as a plan. It is
+            the teacher and the start of all plans if its validation loss is better. 0 leaves it out.
         train: the recipe; its density and time are set for each plan.
+
+    Raises:
+        LstmoptError: a share or a compression that makes no sense.
     """
 
     scales: tuple[float, ...] = SCALES
     compression: float = 4.0
+    relaxed: tuple[float, ...] = RELAXED
+    tune: float = 0.25
     train: GrowPrune = GrowPrune()
     name: ClassVar[str] = "back-off"
     needs: ClassVar[tuple[str, ...]] = ("model", "target", "data", "peers")
-    gives: ClassVar[tuple[str, ...]] = ("trained", "masks")
+    gives: ClassVar[tuple[str, ...]] = ("trained", "masks", "candidates")
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0:
+            raise LstmoptError("BackOff(scales)", f"{self.scales} are not positive", "give shares like 0.8")
+        if not self.relaxed or not all(0 < share <= 1 for share in self.relaxed):
+            raise LstmoptError("BackOff(relaxed)", f"{self.relaxed} are not within 0..1", "give shares")
+        if self.compression < 1:
+            raise LstmoptError("BackOff(compression)", f"{self.compression} is below 1", "give 1 or more")
+        if not 0 <= self.tune < 1:
+            raise LstmoptError("BackOff(tune)", f"{self.tune} is not within 0..1", "give a share below 1")
 
     def run(self, state: State) -> State:
         """Returns the state of the plan that holds, or of the last one tried."""
         original = _parameters(state)
         left = state.budget.seconds
-        for number, scale in enumerate(self.scales):
-            share = None if left is None else left if number == len(self.scales) - 1 else left * SHARE
-            if left is not None and share is not None:
-                left -= share
-            after = state.then(Resize(scale=scale))
-            size = _parameters(after)
-            density = min(1.0, original / self.compression / size)
-            plan = replace(self.train, density=density, seconds=share)
-            title = f"plan {number + 1} of {len(self.scales)}"
-            state.progress(f"{title}: hidden sizes {_sizes(after)}, density {density:.0%}", 0.0)
-            after = after.then(plan)
-            name = f"pruned-{scale:g}"
-            state = replace(
-                state,
-                trained={**state.trained, name: after.model},
-                masks=after.masks,
-                records=after.records,
-                notes=after.notes,
-                model=state.model,
-            )
-            if self._holds(state, name, after):
-                return replace(state, model=after.model)
-        return state
+        if self.tune > 0 and state.labelled:
+            state = self._tuned(state, None if left is None else left * self.tune)
+            left = None if left is None else left * (1 - self.tune)
+        start, plan, plans = state, 0, len(self.scales) * len(self.relaxed)
+        for scale in self.scales:
+            resized = _based(start, state).then(Resize(scale=scale))
+            state = _with(state, resized)
+            models = {} if resized.model is start.model else {f"{RESIZED}-{scale:g}": resized.model}
+            trained = resized
+            for share in self.relaxed:
+                plan += 1
+                seconds = None if left is None else left if plan == plans else left * SHARE
+                left = None if left is None or seconds is None else left - seconds
+                density = min(1.0, original / (self.compression * share) / _parameters(resized))
+                state.progress(
+                    f"plan {plan} of {plans}: hidden sizes {_sizes(resized)}, density {density:.0%}", 0.0
+                )
+                trained = _based(trained, state).then(replace(self.train, density=density, seconds=seconds))
+                name = f"{PRUNED}-{scale:g}" + ("" if share == 1 else f"-{share:g}")
+                state, holds = _assessed(_with(state, trained), {**models, name: trained.model})
+                if holds or density == 1.0:
+                    break
+                models = {}
+            if holds:
+                break
+        return replace(state, model=trained.model, masks=trained.masks, pattern=trained.pattern)
 
-    def _holds(self, state: State, name: str, after: State) -> bool:
-        """Whether a candidate of the plan holds the contract, in its runtime, and beats the best peer."""
-        built = build(name, after.model, state.target, state.workdir)
-        comparison = compare([built], state.target, state.seed, state.progress, rounds=10)
-        candidates = assess([built], comparison, state)
-        goal = best_peer(state.peers).latency.median
-        for candidate in candidates:
-            value = "?" if candidate.degradation is None else f"{candidate.degradation.value:+.2%}"
-            state.progress(f"{candidate.title}: {candidate.latency.median:.0f} us, degradation {value}", 1.0)
-        return any(item.within_contract and item.latency.median < goal for item in candidates)
+    def _tuned(self, state: State, seconds: float | None) -> State:
+        """Returns the state with the dense model fine-tuned: teacher and start if it became better."""
+        state.progress("fine-tuning the dense model: teacher, start and baseline of what follows", 0.0)
+        after = state.then(replace(self.train, density=1.0, seconds=seconds))
+        state, _ = _assessed(_with(state, after), {TUNED: after.model})
+        baseline, tuned = original_deployment(state), f32_deployment(TUNED, after.model, state)
+        before, now = (evaluate(item, state, state.data.valid).loss for item in (baseline, tuned))
+        state.progress(f"validation loss {before:.4f}, fine-tuned {now:.4f}", 1.0)
+        if now >= before:
+            return state
+        # The key goes along: what follows depends on this teacher.
+        return replace(state, model=after.model, teacher=after.model, key=after.key)
+
+
+def _assessed(state: State, models: dict[str, ir.Model]) -> tuple[State, bool]:
+    """Returns the state with more candidates, and whether one could ship and is faster than the best peer.
+
+    The best peer is timed beside them: what it took an hour ago is another machine's figure.
+    """
+    best = best_peer(state.peers)
+    goal = key(ORIGINAL, best.deployment)
+    peer = Built(ORIGINAL, state.original, (best.deployment,), ())
+    builds = [build(name, model, state.target, state.workdir) for name, model in models.items()]
+    comparison = compare([peer, *builds], state.target, state.seed, state.progress, rounds=10)
+    found = assess(builds, comparison, state)
+    factor = best.latency.median / comparison.timing(goal).median
+    for candidate in found:
+        value = "?" if candidate.degradation is None else f"{candidate.degradation.value:+.2%}"
+        state.progress(f"{candidate.title}: {candidate.latency.median:.0f} us, degradation {value}", 1.0)
+    holds = any(comparison.ratio(key(c.name, c.deployment), goal).value < 1 for c in shippable(found))
+    state = replace(
+        state,
+        trained={**state.trained, **models},
+        candidates=(*state.candidates, *(scaled(candidate, factor) for candidate in found)),
+    )
+    return state, holds
+
+
+def _based(start: State, state: State) -> State:
+    """Returns an earlier state with what has been recorded since: what the next stage starts from."""
+    return replace(start, records=state.records, notes=state.notes)
+
+
+def _with(state: State, after: State) -> State:
+    """Returns the state with the records and notes of a stage that has run beside it."""
+    return replace(state, records=after.records, notes=after.notes)
 
 
 def _parameters(state: State) -> int:
@@ -85,7 +165,6 @@ def _parameters(state: State) -> int:
 
 
 def _sizes(state: State) -> str:
-    layers: Sequence[int] = [
-        layer.weights.hidden_size for layer in find_rnns(state.model) if layer.weights is not None
-    ]
-    return ", ".join(str(size) for size in layers)
+    return ", ".join(
+        str(layer.weights.hidden_size) for layer in find_rnns(state.model) if layer.weights is not None
+    )

@@ -153,7 +153,12 @@ def key(name: str, deployment: Deployment) -> str:
 
 
 def evaluate(
-    deployment: Deployment, state: State, part: Dataset, reference: Deployment | None = None
+    deployment: Deployment,
+    state: State,
+    part: Dataset,
+    reference: Deployment | None = None,
+    *,
+    cached: bool = True,
 ) -> Evaluation:
     """Runs a deployment over data and returns what the task makes of its outputs.
 
@@ -164,11 +169,12 @@ def evaluate(
         state: for the task and the number of threads.
         part: the data.
         reference: the original, for tasks that compare with its outputs.
+        cached: whether an evaluation of the same files may be taken.
     """
     threads = state.target.threads
     against = None if reference is None or state.labelled else reference
     path = state.run_folder / "evaluations" / f"{_evaluation_key(deployment, state, part, against)}.safetensors"
-    known = load_evaluation(path)
+    known = load_evaluation(path) if cached else None
     if known is not None:
         return known
     other = None if against is None else open_session(against, threads)
@@ -197,6 +203,37 @@ def original_deployment(state: State) -> Deployment:
     if not source.exists():
         save_model(state.original, source)
     return runtime("onnxruntime").build(source, "f32", folder / "onnxruntime-f32")
+
+
+def f32_deployment(name: str, model: ir.Model, state: State) -> Deployment:
+    """Returns a model in ONNX Runtime's f32, written to the running stage's folder."""
+    folder = state.workdir / name
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "model.onnx"
+    save_model(model, source)
+    return runtime("onnxruntime").build(source, "f32", folder / "onnxruntime-f32")
+
+
+def shippable(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Returns the candidates within the contract whose model holds it in f32 too.
+
+    What holds it in int8 alone does so by luck.
+    """
+    broken = {c.name for c in candidates if c.deployment.precision == "f32" and not c.within_contract}
+    return tuple(c for c in candidates if c.within_contract and c.name not in broken)
+
+
+def scaled(candidate: Candidate, factor: float) -> Candidate:
+    """Returns a candidate with its latency on the scale of another measurement.
+
+    Args:
+        candidate: measured beside some peer.
+        factor: that peer's latency in the other measurement over its latency in this one.
+    """
+    times = ("median", "p10", "p90", "p99", "low", "high")
+    latency = candidate.latency
+    changes = {name: getattr(latency, name) * factor for name in times}
+    return candidate.model_copy(update={"latency": latency.model_copy(update=changes)})
 
 
 def assess(

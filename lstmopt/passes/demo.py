@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lstmopt.errors import LstmoptError
+from lstmopt.passes.back_off import BackOff
 from lstmopt.passes.grow_prune import GrowPrune
 from lstmopt.reference.char_lm import corpus, model_path
 
@@ -32,8 +33,12 @@ def demo_call() -> dict[str, Any]:
         "test": {"tokens": text.test[:HELD_OUT]},
         "task": "lm",
         "max_degradation": MAX_DEGRADATION,
-        "compression": 4.1,
-        "scales": (0.86,),
-        "train": GrowPrune(learning_rate=4e-3, dropout=0.0, start_density=0.8),
+        "back_off": BackOff(
+            scales=(0.86,),
+            compression=4.1,
+            relaxed=(1.0,),
+            tune=0.0,
+            train=GrowPrune(learning_rate=4e-3, dropout=0.0, start_density=0.8),
+        ),
         "seconds": TRAINING_SECONDS,
     }

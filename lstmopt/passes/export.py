@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from lstmopt import measure
 from lstmopt.errors import ContractError
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes import reporting
 from lstmopt.passes.candidates import (
+    Built,
     Candidate,
     assess,
+    best_peer,
     build,
     compare,
     evaluate,
+    fastest_f32,
+    key,
     original_deployment,
+    shippable,
     timing_calls,
 )
 from lstmopt.passes.peers import ORIGINAL
-from lstmopt.passes.verify import artifact_checks
+from lstmopt.passes.verify import artifact_checks, contract_check
 from lstmopt.report.folder import manifest_files, write_artifact_folder
 from lstmopt.report.golden import Golden, play, write_golden
 from lstmopt.report.html import render_html
@@ -67,20 +73,22 @@ class Export:
         """
         builds = [
             build(name, model, state.target, state.workdir / "candidates")
-            for name, model in _models(state).items()
+            for name, model in _contenders(state).items()
         ]
         notes = (*state.notes, *(note for built in builds for note in built.notes if note not in state.notes))
         comparison = compare(builds, state.target, state.seed, state.progress, self.rounds)
-        candidates = assess(builds, comparison, state)
+        again = {built.name for built in builds}
+        others = tuple(item for item in state.candidates if item.name not in again)
+        candidates = (*assess(builds, comparison, state), *others)
         chosen = choose(candidates, state.max_degradation)
         state = replace(state, candidates=candidates, notes=notes)
-        report = reporting.report(state, candidates, chosen, comparison, tested=_test(state, chosen))
         model = next(built.model for built in builds if built.name == chosen.name)
         deployed = [
             candidate
             for candidate in sorted(candidates, key=lambda item: item.latency.median)
             if candidate.name == chosen.name and candidate.within_contract
         ]
+        tested = _test(state, chosen)
 
         def fill(folder: Path) -> None:
             feeds = timing_calls(model, state.target, state.seed)[0][1]
@@ -91,8 +99,12 @@ class Export:
             write_golden(folder / "golden.safetensors", golden)
             (folder / "run.py").write_text(run_script(), encoding="utf-8")
             reporting.write_latency(folder / "latency", state.tables)
-            final = report.model_copy(
-                update={"optimized": report.optimized.model_copy(update={"file": entries[0].file.as_posix()})}
+            written = _at(folder, entries[0])
+            again = self._measured_again(state, chosen.model_copy(update={"deployment": written}), model)
+            published, shipped = _published(candidates, chosen, written, again)
+            final = reporting.report(state, published, shipped, again, tested)
+            final = final.model_copy(
+                update={"optimized": final.optimized.model_copy(update={"file": entries[0].file.as_posix()})}
             )
             final.save(folder / "report.json")
             page = render_html(final, reporting.curves(state.tables))
@@ -107,30 +119,80 @@ class Export:
             )
             manifest.save(folder / "manifest.json")
             # Before it takes the place of an older one: what does not check is never seen there.
-            for check in artifact_checks(folder, manifest):
+            for check in (*artifact_checks(folder, manifest), contract_check(state, written)):
                 if not check.passed:
                     raise ContractError(str(state.output), f"{check.name}: {check.detail}", "report this")
 
         write_artifact_folder(fill, state.output)
         return replace(state, model=model, report=Report.load(state.output / "report.json"))
 
+    def _measured_again(self, state: State, shipped: Candidate, model: ir.Model) -> measure.Comparison:
+        """Times the written file beside the fastest f32 peer and the best one.
 
-def _models(state: State) -> dict[str, ir.Model]:
-    """Returns the models that could ship, by name."""
-    models = {ORIGINAL: state.original, **state.trained}
+        The measurement that chose favours what was lucky in it; what is published comes from this one.
+        """
+        peers = [candidate for candidate in state.candidates if candidate.name == ORIGINAL]
+        deployments = {key(ORIGINAL, p.deployment): p.deployment for p in (fastest_f32(peers), best_peer(peers))}
+        builds = []
+        if shipped.name == ORIGINAL:
+            deployments[key(ORIGINAL, shipped.deployment)] = shipped.deployment
+        else:
+            builds = [Built(shipped.name, model, (shipped.deployment,), ())]
+        builds.insert(0, Built(ORIGINAL, state.original, tuple(deployments.values()), ()))
+        return compare(builds, state.target, state.seed + 1, state.progress, self.rounds)
+
+
+def _published(
+    candidates: Sequence[Candidate], chosen: Candidate, written: Deployment, again: measure.Comparison
+) -> tuple[tuple[Candidate, ...], Candidate]:
+    """Returns the candidates with the latencies of the last measurement, and the one that ships as written."""
+    published, shipped = [], chosen
+    for candidate in candidates:
+        name = key(candidate.name, candidate.deployment)
+        changes: dict[str, Any] = {"latency": again.timing(name)} if name in again.rounds else {}
+        if candidate is chosen:
+            changes["deployment"] = written
+        published.append(candidate.model_copy(update=changes) if changes else candidate)
+        if candidate is chosen:
+            shipped = published[-1]
+    return tuple(published), shipped
+
+
+def _at(folder: Path, entry: Deployment) -> Deployment:
+    """Returns an entry of the manifest as it lies in a folder."""
+    return entry.model_copy(
+        update={
+            "file": folder / entry.file,
+            "libraries": tuple(folder / library for library in entry.libraries),
+        }
+    )
+
+
+def _contenders(state: State) -> dict[str, ir.Model]:
+    """Returns the models that are measured to choose from, by name.
+
+    Those that an earlier stage has measured and that cannot ship keep its figures.
+    """
+    measured = {candidate.name for candidate in state.candidates}
+    hopeful = {candidate.name for candidate in shippable(state.candidates)}
+    models = {ORIGINAL: state.original}
+    models |= {
+        name: model
+        for name, model in state.trained.items()
+        if name in hopeful or name not in measured
+    }
     if not state.trained and state.model is not state.original:
         models["optimized"] = state.model
     return models
 
 
 def choose(candidates: tuple[Candidate, ...], max_degradation: float) -> Candidate:
-    """Returns the fastest candidate within the contract, of a model that holds it in f32 too.
+    """Returns the fastest candidate that may ship.
 
     Raises:
         ContractError: there is none.
     """
-    broken = {c.name for c in candidates if c.deployment.precision == "f32" and not c.within_contract}
-    allowed = [c for c in candidates if c.within_contract and c.name not in broken]
+    allowed = shippable(candidates)
     if not allowed:
         measured = [c.degradation.value for c in candidates if c.degradation is not None]
         raise ContractError(

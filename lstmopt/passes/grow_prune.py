@@ -34,7 +34,8 @@ class GrowPrune:
     Args:
         density: share of the LSTMs' weights that stay, over all layers; or a mapping from a layer's name
             to its own (a layer that is not named stays dense).
-        pattern: which masks are legal, see `lstmopt.sparsity.patterns.parse_pattern`.
+        pattern: which masks are legal, see `lstmopt.sparsity.patterns.parse_pattern`; None takes the
+            target's first.
         epochs: passes over the training data, where neither steps nor seconds are given here or by
             `State.budget`.
         steps: optimiser steps.
@@ -44,8 +45,8 @@ class GrowPrune:
         optimizer: "adam" or "sgd".
         learning_rate: at the start; None takes 0.002 for adam and 1 for sgd.
         clip: bound on the gradient's norm.
-        dropout: probability on the LSTMs' inputs and outputs; None takes up to 0.2, less where the
-            density is low, and none without labels or where the data are hardly seen twice.
+        dropout: probability on the LSTMs' inputs and outputs; None takes up to 0.2, less as the density
+            falls, and none without labels or where the data are hardly seen twice.
         alpha: share of the distillation in the loss.
         temperature: of the distillation.
         regrow: share of the weights that is exchanged at the first renewal of the masks, falling to 0.
@@ -61,7 +62,7 @@ class GrowPrune:
     """
 
     density: float | Mapping[str, float] = 0.1
-    pattern: str = "unstructured"
+    pattern: str | None = None
     epochs: float = 4.0
     steps: int | None = None
     seconds: float | None = None
@@ -114,7 +115,10 @@ class GrowPrune:
                 raise LstmoptError(f"GrowPrune {name}", f"{value} is not positive", "give a number above 0")
         if self.optimizer not in RATES:
             raise LstmoptError(f"GrowPrune optimizer {self.optimizer!r}", "is unknown", "use adam or sgd")
-        parse_pattern(self.pattern)
+        if self.ramp >= 1:
+            raise LstmoptError("GrowPrune ramp", "leaves no training at the target density", "give below 1")
+        if self.pattern is not None:
+            parse_pattern(self.pattern)
 
     def run(self, state: State) -> State:
         """Returns the state with the pruned and trained model and its masks.
@@ -130,22 +134,21 @@ class GrowPrune:
         from lstmopt.bridge.training import Trainer, has_native_bfloat16
 
         task, data = state.task, state.data
+        pattern = parse_pattern(state.target.patterns[0] if self.pattern is None else self.pattern)
         if self.amp and not has_native_bfloat16():
             raise LstmoptError("GrowPrune amp", "this CPU does not compute in bfloat16", "leave amp out")
         with _threads(self.threads):
             module = OnnxModule(state.model)
-            groups = self._groups(state.model, module)
+            groups = self._groups(state.model, module, pattern)
             source = state.teacher if state.teacher is not None else state.original
-            labelled = state.labelled
             teacher = None
-            if self.alpha > 0 or not labelled:
+            if self.alpha > 0 or not state.labelled:
                 teacher = OnnxModule(source).eval().requires_grad_(False)
             original = teacher if source is state.original else None
             if original is None:
                 original = OnnxModule(state.original).eval().requires_grad_(False)
             settings = self._settings(state)
-            length, epochs = self._length(state, settings)
-            settings = replace(settings, dropout=self._dropout(epochs, labelled))
+            length, epoch_steps = self._length(state, settings)
             reference = ModuleRunner(state.original, original)
             student = ModuleRunner(state.model, module)
             limit = VALIDATION_CALLS * settings.batch * (settings.sequence if task.name == "lm" else 1)
@@ -168,6 +171,7 @@ class GrowPrune:
                 ),
                 settings=settings,
                 length=length,
+                epoch_steps=epoch_steps,
                 validate=validate,
                 path=state.workdir / "checkpoint.safetensors",
                 key=repr(
@@ -181,10 +185,11 @@ class GrowPrune:
             state,
             model=write_back(state.model, module),
             masks={name: mask.numpy() for name, mask in module.masks.items()},
+            pattern=str(pattern),
             notes=(*state.notes, *(note for note in module.notes if note not in state.notes)),
         )
 
-    def _groups(self, model: ir.Model, module: OnnxModule) -> list[Group]:
+    def _groups(self, model: ir.Model, module: OnnxModule, pattern: Pattern) -> list[Group]:
         from lstmopt.bridge.pruning import Group, decoder_matrices, recurrent_matrices
 
         layers = recurrent_matrices(model, module)
@@ -192,7 +197,6 @@ class GrowPrune:
             raise LstmoptError(
                 "GrowPrune", "the model has no LSTM weights that can be pruned", "see lstmopt inspect"
             )
-        pattern: Pattern = parse_pattern(self.pattern)
         groups: list[Group] = []
         if isinstance(self.density, Mapping):
             unknown = [name for name in self.density if name not in layers]
@@ -223,6 +227,8 @@ class GrowPrune:
             optimizer=self.optimizer,
             learning_rate=RATES[self.optimizer] if self.learning_rate is None else self.learning_rate,
             clip=self.clip,
+            # A teacher's outputs are worth learning exactly: nothing is dropped where they are all there is.
+            dropout=self.dropout if state.labelled or self.dropout is not None else 0.0,
             alpha=self.alpha,
             temperature=self.temperature,
             mask_every=self.mask_every,
@@ -230,8 +236,8 @@ class GrowPrune:
             amp=self.amp,
         )
 
-    def _length(self, state: State, settings: Settings) -> tuple[Length, float | None]:
-        """Returns how long to train, and how many epochs that is where it is known."""
+    def _length(self, state: State, settings: Settings) -> tuple[Length, int]:
+        """Returns how long to train, and the steps of an epoch."""
         import numpy as np
 
         from lstmopt.bridge.training import Length
@@ -243,25 +249,11 @@ class GrowPrune:
         )
         budget = state.budget
         if self.seconds is not None or (self.steps is None and budget.seconds is not None):
-            return Length(seconds=self.seconds if self.seconds is not None else budget.seconds), None
+            return Length(seconds=self.seconds if self.seconds is not None else budget.seconds), each
         steps = self.steps if self.steps is not None else budget.steps
         if steps is None:
             steps = max(1, round(self.epochs * each))
-        return Length(steps=max(LEAST_STEPS, steps)), steps / max(1, each)
-
-    def _dropout(self, epochs: float | None, labelled: bool) -> float:
-        """Returns the dropout.
-
-        What is not seen twice cannot be learnt by heart, few weights learn little by heart, and a
-        teacher's outputs are worth learning exactly.
-        """
-        if self.dropout is not None:
-            return self.dropout
-        if not labelled:
-            return 0.0
-        density = self.density if not isinstance(self.density, Mapping) else max(self.density.values())
-        repeated = min(1.0, max(0.0, ((epochs or 1.0) - 1.0) / 2.0))
-        return repeated * min(0.2, 1.6 * density)
+        return Length(steps=max(LEAST_STEPS, steps)), each
 
 
 @contextmanager

@@ -181,7 +181,7 @@ def _lstms(state: State, model: ir.Model) -> tuple[LstmRecord, ...]:
             LstmRecord(
                 name=layer.name,
                 hidden_size=HiddenSize(before=old.hidden_size, after=new.hidden_size),
-                pattern="dense" if density > 0.999 else state.target.patterns[0],
+                pattern="dense" if density > 0.999 else state.pattern,
                 density=density,
                 input_size=HiddenSize(before=old.input_size, after=new.input_size),
             )

@@ -79,7 +79,7 @@ class Resize:
             return replace(state, notes=(*state.notes, *notes))
         calls = calibration_inputs(state, self.batch, self.sequence) if self.calibrate else []
         result = resize(state.model, sizes, seed=state.seed, calibration=calls)
-        return replace(state, model=result.model, masks={}, notes=(*state.notes, *notes, *_changes(result)))
+        return replace(state, model=result.model, masks={}, pattern="dense", notes=(*state.notes, *notes, *_changes(result)))
 
     def sizes(
         self, model: ir.Model, tables: Iterable[LatencyTable] = ()
