@@ -41,6 +41,21 @@ def torch_dtype(node: Node, number: int) -> torch.dtype:
     return DTYPES[number]
 
 
+def plus_bias(product: Tensor, bias: Tensor) -> Tensor:
+    """Adds a smaller tensor to a product in the product's type.
+
+    Under autocast a product is bfloat16 and its bias float32: torch would write all scores of a large
+    vocabulary once more in float32.
+    """
+    narrow = product.dtype == torch.bfloat16 and bias.dtype == torch.float32
+    return product + (bias.to(product.dtype) if narrow and bias.numel() < product.numel() else bias)
+
+
+def add(node: Node, a: Tensor, b: Tensor) -> Tensor:
+    """A sum; see `plus_bias`."""
+    return plus_bias(a, b) if a.numel() > b.numel() else plus_bias(b, a)
+
+
 def div(node: Node, a: Tensor, b: Tensor) -> Tensor:
     """Integers are divided towards zero."""
     return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
@@ -160,7 +175,7 @@ ELEMENTWISE: Mapping[str, Op] = {
     "Sin": _unary(torch.sin), "Sinh": _unary(torch.sinh), "Softplus": _unary(F.softplus),
     "Softsign": _unary(F.softsign), "Sqrt": _unary(torch.sqrt), "Tan": _unary(torch.tan),
     "Tanh": _unary(torch.tanh),
-    "Add": _binary(torch.add), "And": _binary(torch.logical_and), "Equal": _binary(torch.eq),
+    "Add": add, "And": _binary(torch.logical_and), "Equal": _binary(torch.eq),
     "Greater": _binary(torch.gt), "GreaterOrEqual": _binary(torch.ge), "Less": _binary(torch.lt),
     "LessOrEqual": _binary(torch.le), "Mul": _binary(torch.mul), "Or": _binary(torch.logical_or),
     "Sub": _binary(torch.sub), "Xor": _binary(torch.logical_xor), "Div": div, "Mod": mod, "Pow": power,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lstmopt.bridge.elementwise import plus_bias
 from lstmopt.bridge.node import Node, Op, ints
 
 CONVOLUTIONS: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv3d)
@@ -31,7 +32,7 @@ def gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     product = product if alpha == 1.0 else alpha * product
     if c is None:
         return product
-    return product + (c if beta == 1.0 else beta * c)
+    return plus_bias(product, c if beta == 1.0 else beta * c)
 
 
 def einsum(node: Node, *inputs: Tensor) -> Tensor:
