@@ -9,7 +9,6 @@ from lstmopt.report.plots import Curve
 from lstmopt.report.schema import (
     CandidateRecord,
     Contract,
-    DenseBaseline,
     HiddenSize,
     Interval,
     Latency,
@@ -153,7 +152,6 @@ def report(**changes: object) -> Report:
             PassRecord(name="verify", seconds=33.0, modified=False),
         ),
         "candidates": tuple(candidates),
-        "dense_baseline": DenseBaseline(name="392 units", metric=3.391, degradation=-0.006),
         "test": Metric(name="perplexity", original=3.44, optimized=3.51),
         "measurement": Measurement(
             aa=Interval(value=1.001, low=0.996, high=1.005), trusted=True, discarded=3

@@ -75,7 +75,6 @@ def minimal_report() -> Report:
             "notes": (),
             "test": None,
             "measurement": None,
-            "dense_baseline": None,
             "command": "",
             "created": "",
             "optimized": sample.optimized.model_copy(update={"metric": None}),

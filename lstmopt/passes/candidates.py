@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from lstmopt import measure
+from lstmopt import keys, measure
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.files import save_model
@@ -181,7 +181,8 @@ def _evaluation_key(
     deployment: Deployment, state: State, part: Dataset, reference: Deployment | None
 ) -> str:
     """Returns a hash of everything that an evaluation depends on."""
-    digest = hashlib.sha256(part.digest().encode() + state.task.name.encode())
+    digest = hashlib.sha256(keys.surroundings().encode() + part.digest().encode())
+    digest.update(f"{state.task.name} {state.target.threads}".encode())
     for item in (deployment, reference):
         if item is not None:
             digest.update(repr((item.runtime, item.precision, sorted(item.settings.items()))).encode())
@@ -192,7 +193,7 @@ def _evaluation_key(
 
 def original_deployment(state: State) -> Deployment:
     """Returns the original in ONNX Runtime's f32: what every degradation is measured against."""
-    folder = state.run_folder / "original"
+    folder = state.run_folder / f"original-{keys.model_digest(state.original)[:16]}"
     source = folder / "source.onnx"
     if not source.exists():
         save_model(state.original, source)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import lstmopt
 from lstmopt import measure
+from lstmopt.keys import versions as versions
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes.candidates import NOISE, Candidate, best_peer, fastest_f32, key
 from lstmopt.passes.peers import ORIGINAL
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
     from lstmopt.measure.table import LatencyTable
     from lstmopt.pipeline import State
 
-PACKAGES = ("openvino", "onnxruntime", "onnx", "torch", "numpy")
-
 
 @dataclass(frozen=True)
 class Tested:
@@ -50,17 +46,6 @@ class Tested:
 
     original: float
     optimized: float
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions that figures depend on."""
-    found = {"lstmopt": lstmopt.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def report(
