@@ -22,6 +22,7 @@ from lstmopt.report.schema import (
     Ratios,
     Report,
     Size,
+    Speedup,
     StateRecord,
 )
 from lstmopt.runtimes.base import Deployment
@@ -124,8 +125,8 @@ def report(**changes: object) -> Report:
         "original": original,
         "optimized": optimized,
         "ratios": Ratios.of(
-            Interval(value=5.513, low=5.47, high=5.56),
-            Interval(value=2.424, low=2.40, high=2.45),
+            Speedup(value=5.513, low=5.47, high=5.56),
+            Speedup(value=2.424, low=2.40, high=2.45),
             original,
             optimized,
         ),

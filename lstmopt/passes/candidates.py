@@ -43,6 +43,7 @@ class Candidate(BaseModel):
         latency: latency of one call, weighted over the target's shapes, in microseconds.
         degradation: against the original, on validation data, in this deployment; None where not measured.
         metric: the task's metric in this deployment.
+        agreement: share of steps with the same top class as the original's, where that was compared.
         within_contract: whether the degradation is allowed.
         hidden_sizes: hidden size of each recurrent layer, by name.
         parameters: entries of W and R of the recurrent layers.
@@ -56,6 +57,7 @@ class Candidate(BaseModel):
     latency: measure.Timing
     degradation: Degradation | None
     metric: float | None
+    agreement: float | None = None
     within_contract: bool
     hidden_sizes: dict[str, int]
     parameters: int
@@ -220,11 +222,12 @@ def assess(
         for deployment in built.deployments:
             name = key(built.name, deployment)
             latency = comparison.timing(name)
-            worse = metric = None
+            worse = metric = agreement = None
             if limit is None or latency.median <= limit:
                 state.progress(f"evaluating {name}", 0.5)
                 evaluation = evaluate(deployment, state, state.data.valid, baseline)
                 worse, metric = degradation(original, evaluation, state.seed), evaluation.metric
+                agreement = evaluation.agreement
             found.append(
                 Candidate(
                     name=built.name,
@@ -232,6 +235,7 @@ def assess(
                     latency=latency,
                     degradation=worse,
                     metric=metric,
+                    agreement=agreement,
                     within_contract=worse is not None and worse.value <= state.max_degradation + NOISE,
                     hidden_sizes={name: item.hidden_size for name, item in weights.items()},
                     parameters=sum(item.parameters for item in weights.values()),

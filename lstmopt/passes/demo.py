@@ -6,7 +6,7 @@ from typing import Any
 
 from lstmopt.errors import LstmoptError
 from lstmopt.passes.grow_prune import GrowPrune
-from lstmopt.reference.char_lm import corpus, model_path
+from lstmopt.reference.char_lm import UNPINNED, corpus, model_path
 
 TRAINING_SECONDS = 360.0
 MAX_DEGRADATION = 0.02
@@ -32,6 +32,7 @@ def demo_call() -> dict[str, Any]:
         "test": {"tokens": text.test[:HELD_OUT]},
         "task": "lm",
         "max_degradation": MAX_DEGRADATION,
+        "notes": () if text.pinned else (UNPINNED,),
         "compression": 4.1,
         "scales": (0.86,),
         "train": GrowPrune(learning_rate=4e-3, dropout=0.0, start_density=0.8),

@@ -9,13 +9,24 @@ from pydantic import Field, computed_field
 from lstmopt.report.document import Frozen, Measured
 from lstmopt.report.titles import deployment_title
 
+LEAST_BLOCKS = 20
+"""Blocks below which a bootstrap interval says little: of one block it is that block's own value."""
+
 
 class Interval(Frozen):
-    """A value with its 95% interval."""
+    """A value with its 95% interval; an end that is not finite is None."""
 
     value: float
-    low: float
-    high: float
+    low: Measured
+    high: Measured
+
+
+class Speedup(Frozen):
+    """One latency over another with its 95% interval; all None where no speed is published."""
+
+    value: Measured = None
+    low: Measured = None
+    high: Measured = None
 
 
 class Latency(Frozen):
@@ -38,12 +49,14 @@ class Peer(Frozen):
         degradation: against the original in f32, a fraction.
         within_contract: whether it could be shipped.
         bytes: size of what the runtime loads, where known.
+        agreement: share of steps with the same top class as the original's, where that was compared.
     """
 
     runtime: str
     precision: str
     latency_us: Latency
     degradation: Measured = None
+    agreement: Measured = None
     within_contract: bool
     bytes: int | None = None
 
@@ -134,16 +147,17 @@ class Ratios(Frozen):
     """Original over optimised.
 
     Attributes:
-        latency_over_f32: latency of the fastest f32 peer over the artifact's.
-        latency_over_best_peer: latency of the fastest peer within the contract over the artifact's.
+        latency_over_f32: latency of the fastest f32 peer over the artifact's; empty where the measurement
+            is not trusted.
+        latency_over_best_peer: the same of the fastest peer within the contract.
         parameters: of the recurrent layers.
         nonzero_parameters: of the recurrent layers; None where nothing is left to divide by.
         model_parameters: of the whole model.
         model_nonzero_parameters: of the whole model.
     """
 
-    latency_over_f32: Interval
-    latency_over_best_peer: Interval
+    latency_over_f32: Speedup
+    latency_over_best_peer: Speedup
     parameters: float | None
     nonzero_parameters: float | None
     model_parameters: float | None = None
@@ -154,7 +168,8 @@ class Ratios(Frozen):
         """Returns the ratios of two models.
 
         Args:
-            over_f32: value, low and high of the latency over the fastest f32 peer.
+            over_f32: value, low and high of the latency over the fastest f32 peer; an empty `Speedup`
+                where it is not published.
             over_best_peer: the same over the best peer.
             original: sizes of the original.
             optimized: sizes of what ships.
@@ -210,7 +225,9 @@ class Contract(Frozen):
         met: whether it holds.
         data: which data, and how many.
         made_inputs: whether the data were made, none having been given.
-        too_few: whether the interval is too wide to tell on which side of the limit the value is.
+        n: blocks of data that the interval was drawn from.
+        agreement: share of steps with the same top class as the original's, where that was compared.
+        too_few: whether the data are too few to tell on which side of the limit the value is.
     """
 
     kind: Literal["labels", "fidelity"]
@@ -220,16 +237,24 @@ class Contract(Frozen):
     met: bool
     data: str
     made_inputs: bool = False
+    n: int | None = None
+    agreement: Measured = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def too_few(self) -> bool:
-        """Whether the limit lies inside the interval."""
-        return self.degradation.low <= self.max_degradation < self.degradation.high
+        """Whether the limit lies inside the interval, or the blocks are too few to have one."""
+        if self.n is not None and self.n < LEAST_BLOCKS:
+            return True
+        low, high = self.degradation.low, self.degradation.high
+        return (low is None or low <= self.max_degradation) and (high is None or self.max_degradation < high)
 
 
 class PassRecord(Frozen):
-    """One stage that ran: its name, seconds, and whether it changed the model."""
+    """One stage that ran: its name, seconds, and whether it changed the model.
+
+    Stages that ran inside another one have records of their own: no second counts twice.
+    """
 
     name: str
     seconds: float = Field(ge=0)

@@ -26,6 +26,7 @@ from lstmopt.report.parts import (
     Peer,
     Ratios,
     Size,
+    Speedup,
 )
 from lstmopt.report.titles import deployment_title, runtime_title
 from lstmopt.targets import Target
@@ -48,6 +49,7 @@ __all__ = [
     "Ratios",
     "Report",
     "Size",
+    "Speedup",
     "StateRecord",
     "UNLABELLED",
     "deployment_title",
@@ -125,5 +127,5 @@ class Report(Document):
         elif self.contract.too_few:
             told.append("meets the accuracy contract, but the data are too few to be sure")
         if self.measurement is not None and not self.measurement.trusted:
-            told.append("the machine was too busy: latencies are not to be trusted")
+            told.append("the machine was too busy: no speed is published")
         return tuple(told)
