@@ -25,18 +25,19 @@ FILE = click.Path(path_type=Path)
 
 
 class Percent(click.ParamType[float]):
-    """A share such as ``2%`` or ``0.02``, as a fraction."""
+    """A share such as ``2%`` or ``0.02``, as a fraction; a bare number of 1 or more could mean either."""
 
     name = "percent"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Returns the fraction."""
-        if isinstance(value, (int, float)):
-            return float(value)
-        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", value)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e-\d+)?|\.\d+)\s*(%?)\s*", str(value))
         if match is None:
             self.fail(f"{value!r} is not a share such as 2% or 0.02", param, ctx)
-        return float(match[1]) / (100 if match[2] else 1)
+        number = float(match[1])
+        if not match[2] and number >= 1:
+            self.fail(f"{value!r} is not clear: write {number:g}% or {100 * number:g}%", param, ctx)
+        return number / (100 if match[2] else 1)
 
 
 class Duration(click.ParamType[float]):
@@ -78,10 +79,16 @@ def _chosen(target: str, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> Targe
     return with_shapes(load_target(target), dict(shapes))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    invoke_without_command=True,
+)
 @click.version_option(__version__, prog_name="lstmopt")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Makes a trained LSTM in ONNX small, as accurate, and fast on the machine that runs it."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 @contextmanager
@@ -116,7 +123,7 @@ def _config(ctx: click.Context, param: click.Parameter, value: Path | None) -> P
         return None
     try:
         values = tomllib.loads(value.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise LstmoptError(
             f"--config {value}", f"cannot be read ({error})", "mend the file or the path"
         ) from error
@@ -149,6 +156,10 @@ def _save_config(path: Path, ctx: click.Context) -> None:
         for name, value in ctx.params.items()
         if value is not None and name not in left_out
     }
+    for parameter in ctx.command.params:
+        name = str(parameter.name).replace("_", "-")
+        if isinstance(parameter.type, Percent) and name in values:
+            values[name] = f"{100 * values[name]:.12g}%"
     path.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 
@@ -218,16 +229,17 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
         name: options[name] for name in ("data", "val", "test", "task", "max_degradation", "seed")
     }
     call["target"] = _chosen(options["target"], options["shapes"])
+    back_off = BackOff(compression=options["compression"])
     budget = pipeline.Budget(seconds=options["budget"], steps=options["steps"])
     if options["dry_run"]:
-        plan = pipeline.plan(model, budget=budget, **call)
+        plan = pipeline.plan(model, back_off=back_off, budget=budget, **call)
         _print(plan, options["as_json"])
         return
     with progress_shown() as progress:
         state = pipeline.optimize(
             model,
             output=options["output"],
-            back_off=BackOff(compression=options["compression"]),
+            back_off=back_off,
             budget=budget,
             latency_tables=tuple(LatencyTable.load(path) for path in options["latency_tables"]),
             fresh=options["fresh"],
@@ -430,6 +442,8 @@ def demo(output: Path, fresh: bool, as_json: bool) -> None:
     from lstmopt.pipeline import optimize as run
 
     call = demo_call()
+    for note in call.get("notes", ()):
+        click.echo(note, err=True)
     with progress_shown() as progress:
         state = run(
             output=output,

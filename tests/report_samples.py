@@ -9,7 +9,6 @@ from lstmopt.report.plots import Curve
 from lstmopt.report.schema import (
     CandidateRecord,
     Contract,
-    DenseBaseline,
     HiddenSize,
     Interval,
     Latency,
@@ -23,6 +22,7 @@ from lstmopt.report.schema import (
     Ratios,
     Report,
     Size,
+    Speedup,
     StateRecord,
 )
 from lstmopt.runtimes.base import Deployment
@@ -125,8 +125,8 @@ def report(**changes: object) -> Report:
         "original": original,
         "optimized": optimized,
         "ratios": Ratios.of(
-            Interval(value=5.513, low=5.47, high=5.56),
-            Interval(value=2.424, low=2.40, high=2.45),
+            Speedup(value=5.513, low=5.47, high=5.56),
+            Speedup(value=2.424, low=2.40, high=2.45),
             original,
             optimized,
         ),
@@ -153,7 +153,6 @@ def report(**changes: object) -> Report:
             PassRecord(name="verify", seconds=33.0, modified=False),
         ),
         "candidates": tuple(candidates),
-        "dense_baseline": DenseBaseline(name="392 units", metric=3.391, degradation=-0.006),
         "test": Metric(name="perplexity", original=3.44, optimized=3.51),
         "measurement": Measurement(
             aa=Interval(value=1.001, low=0.996, high=1.005), trusted=True, discarded=3

@@ -195,6 +195,38 @@ def test_bad_config(tmp_path: Path, model: Path) -> None:
     refused(call("optimize", model, "--config", tmp_path / "c.toml"), "c.toml")
 
 
+def test_files_that_are_not_utf8(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes("name = 'Gerät'\n".encode("latin-1"))
+    refused(call("optimize", model, "--target", path, "-o", tmp_path / "out"), "mine.toml", "UTF-8")
+    refused(call("optimize", model, "--config", path, "-o", tmp_path / "out"), "mine.toml")
+
+
+def test_a_data_function_that_raises(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "broken_data.py").write_text("def make():\n    raise RuntimeError('no such table')\n")
+    result = call("optimize", model, "--data", "broken_data:make", "-o", tmp_path / "out", cwd=tmp_path)
+    refused(result, "broken_data:make", "RuntimeError: no such table")
+
+
+def test_a_share_that_could_be_a_percentage(tmp_path: Path, model: Path) -> None:
+    refused(call("optimize", model, "--max-degradation", "2", "--dry-run"), "2%", "200%")
+    (tmp_path / "c.toml").write_text("max-degradation = 2\n")
+    refused(call("optimize", model, "--config", tmp_path / "c.toml", "--dry-run"), "2%", "200%")
+    saved = tmp_path / "saved.toml"
+    first = call("optimize", model, "--max-degradation", "200%", "--dry-run", "--save-config", saved)
+    second = call("optimize", model, "--config", saved, "--dry-run")
+    assert first.returncode == second.returncode == 0, second.stderr
+    assert first.stdout == second.stdout and "200.00%" in second.stdout
+    assert "0.50%" in call("optimize", model, "--max-degradation", "0.005", "--dry-run").stdout
+
+
+def test_no_command_shows_the_help() -> None:
+    result = call()
+    assert result.returncode == 0 and "error" not in result.stderr
+    assert "Commands:" in result.stdout and "optimize" in result.stdout
+    refused(call("no-such-command"), "no-such-command")
+
+
 def test_output_that_cannot_be_written(tmp_path: Path, model: Path) -> None:
     (tmp_path / "file").write_text("mine")
     refused(call("optimize", model, "-o", tmp_path / "file"), "file")

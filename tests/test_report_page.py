@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lstmopt.report import figures
-from lstmopt.report.html import headline, render_html
+from lstmopt.report.html import candidate_rows, headline, machine_rows, render_html, result_rows
 from lstmopt.report.plots import NARROW, WIDE, scatter
-from lstmopt.report.schema import CandidateRecord, Interval, Measurement, Report
+from lstmopt.report.schema import CandidateRecord, Interval, Measurement, Ratios, Report, Speedup
 from lstmopt.report.svg import Scale
 from lstmopt.report.text import result_table
 from tests.browser import Page, browser, chromium
@@ -54,10 +54,23 @@ def busy_report() -> Report:
         update={
             "candidates": (*sample.candidates, *extra),
             "contract": contract,
-            "measurement": Measurement(aa=Interval(value=1.04, low=1.0, high=1.1), trusted=False),
+            "measurement": Measurement(
+                aa=Interval(value=1.01, low=1.0, high=1.1), trusted=True, kept_interrupted=True
+            ),
             "notes": ("x" * 300, *sample.notes),
             "command": "lstmopt optimize " + "/a/long/path" * 40,
             "source": "a_very_long_name_of_a_model_" * 6 + ".onnx",
+        }
+    )
+
+
+def unpublished_report() -> Report:
+    """Returns a report of a machine that was too busy to measure anything."""
+    sample = busy_report()
+    return sample.model_copy(
+        update={
+            "measurement": Measurement(aa=Interval(value=1.04, low=1.0, high=1.1), trusted=False),
+            "ratios": Ratios.of(Speedup(), Speedup(), sample.original, sample.optimized),
         }
     )
 
@@ -75,7 +88,6 @@ def minimal_report() -> Report:
             "notes": (),
             "test": None,
             "measurement": None,
-            "dense_baseline": None,
             "command": "",
             "created": "",
             "optimized": sample.optimized.model_copy(update={"metric": None}),
@@ -86,7 +98,7 @@ def minimal_report() -> Report:
 
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("make", [report, busy_report, minimal_report])
+@pytest.mark.parametrize("make", [report, busy_report, unpublished_report, minimal_report])
 def test_page_in_a_browser(page: Page, tmp_path: Path, make: object, width: int, scheme: str) -> None:
     assert callable(make)
     sample = make()
@@ -113,6 +125,7 @@ def test_page_in_a_browser(page: Page, tmp_path: Path, make: object, width: int,
                    s.getBoundingClientRect().height > 150, s.querySelectorAll('title').length > 0])"""
     )
     plots = ["candidates-wide" if width > 640 else "candidates-narrow"]
+    plots = [] if make is unpublished_report else plots
     plots += [f"curve-{index}" for index in range(len(curves()))] if with_curves else []
     assert shown == [[name, True, True, True] for name in plots]
     assert page.value(
@@ -183,10 +196,49 @@ def test_page_holds_the_figures() -> None:
 
 
 def test_first_line_comes_first() -> None:
-    html = render_html(busy_report())
+    html = render_html(unpublished_report())
     body = re.sub(r"<[^>]+>", "", html[html.index("<body") :]).strip()
     assert body.startswith("Not checked against labels; trained on inputs that it made itself;")
-    assert "not published" in html and "5.51×" not in html
+    assert body.index("no speed is published") < body.index("lstmopt report")
+
+
+def test_no_speed_is_shown_where_none_is_published() -> None:
+    """Neither as a figure nor as a bar, a plot or an order; everything else is there."""
+    sample = unpublished_report()
+    latencies = [item.latency_us for item in (sample.optimized, *sample.peers, *sample.candidates)]
+    written = {figures.latency(us) for timing in latencies for us in (timing.median, timing.p99)}
+
+    def shown(made: Report) -> tuple[set[str], set[str]]:
+        html = render_html(made)
+        bars = re.findall(r'class="bar" style="width:([\d.]+)%"', html[: html.index('id="passes"')])
+        return {figure for figure in written if f">{figure}<" in html}, set(bars)
+
+    assert shown(sample) == (set(), {"0.0"})
+    figures_shown, bars = shown(busy_report())
+    assert figures_shown and len(bars) > 1
+    html = render_html(sample)
+    words = re.sub(r"<[^>]+>", " ", html)
+    assert 'id="candidates-wide"' not in html and "No speed is published" in html
+    rows = candidate_rows(sample)
+    assert [(row["name"], row["title"]) for row in rows] == [
+        (record.name, record.title) for record in sample.candidates
+    ]
+    assert "322,560" in words and "1.72%" in words
+    assert "5.51×" in render_html(busy_report())
+
+
+def test_interrupted_rounds_that_were_kept_are_told() -> None:
+    assert dict(machine_rows(busy_report()))["Interrupted rounds"].endswith("some kept: the machine was busy")
+    assert dict(machine_rows(report()))["Interrupted rounds"] == "3 measured again"
+
+
+def test_agreement_stands_beside_the_degradation() -> None:
+    sample = report()
+    contract = sample.contract.model_copy(update={"agreement": 0.987})
+    peers = tuple(peer.model_copy(update={"agreement": 0.5}) for peer in sample.peers)
+    rows = dict(result_rows(sample.model_copy(update={"contract": contract, "peers": peers}))["rows"])
+    assert rows["Same top class as the original"] == ["50.00%", "50.00%", "98.70%"]
+    assert "Same top class as the original" not in dict(result_rows(sample)["rows"])
 
 
 def test_the_original_that_ships_is_named() -> None:
@@ -216,6 +268,9 @@ def test_result_table_for_a_terminal() -> None:
     text = console.export_text().replace(figures.SPACE, " ")
     assert text.startswith("not checked against labels; ")
     assert "contract missed" in text and "252 µs" in text and "322,560" in text
+    console.print(result_table(unpublished_report()))
+    text = console.export_text().replace(figures.SPACE, " ")
+    assert "no speed is published" in text and "252 µs" not in text and "322,560" in text
 
 
 @settings(deadline=None, max_examples=300, derandomize=True)

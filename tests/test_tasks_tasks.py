@@ -14,10 +14,11 @@ from lstmopt.bridge.runner import ModuleRunner
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.execution import run_model
 from lstmopt.tasks import prepare
-from lstmopt.tasks.base import Evaluation, degradation
-from lstmopt.tasks.data import split
+from lstmopt.tasks.base import Degradation, Evaluation, degradation
+from lstmopt.tasks.data import Dataset, split
 from lstmopt.tasks.interface import read_interface
-from lstmopt.tasks.synthetic import sample_tokens
+from lstmopt.tasks.prepare import describe
+from lstmopt.tasks.synthetic import STEPS, sample_tokens, sample_windows
 
 torch = pytest.importorskip("torch")
 VOCABULARY, HIDDEN, WIDTH = 7, 5, 4
@@ -290,6 +291,13 @@ FAULTS = {
     "labels": ({"x": X, "labels": np.zeros(9, int)}, "9 entries"),
     "class": ({"x": X, "labels": np.full(10, 99)}, "class 99"),
     "one example": ({"x": X[:1]}, "cannot be split"),
+    "label rank": ({"x": X, "labels": np.zeros((10, 3), int)}, r"labels: has shape \[10, 3\]"),
+    "label without axis": ({"x": X, "labels": np.array(3)}, "1 entries"),
+    "label type": ({"x": X, "labels": np.array(["a"] * 10)}, "type <U1"),
+    "no class": ({"x": X, "labels": np.full(10, -1)}, "nothing but -1"),
+    "no class at the end": ({"x": X, "labels": np.array([0] * 9 + [-1])}, "last tenth.*nothing but -1"),
+    "negative class": ({"x": X, "labels": np.full(10, -2)}, "class -2"),
+    "width of numbers": ({"x": X, "labels": np.zeros((10, 3))}, r"\[10, 3\].*\[examples, 7\]"),
 }
 
 
@@ -298,6 +306,242 @@ def test_data_that_do_not_fit_are_one_clear_line(fault):
     data, message = FAULTS[fault]
     with pytest.raises(LstmoptError, match=message):
         prepare(classifier(), task=None, data=data, val=None, test=None, seed=0)
+
+
+LM_FAULTS = {
+    "label range": (STREAM * 0 + 99, "class 99, the model has 0 to 6"),
+    "label -1": (STREAM * 0 - 1, "class -1"),
+    "label shape": (STREAM.reshape(3, -1), r"shape \[3, 1000\].*\[3000\]"),
+    "label type": (STREAM.astype(float), "type float64"),
+}
+
+
+@pytest.mark.parametrize("fault", LM_FAULTS)
+def test_labels_of_tokens_that_do_not_fit(fault):
+    labels, message = LM_FAULTS[fault]
+    data = {"tokens": STREAM, "labels": labels}
+    with pytest.raises(LstmoptError, match=message):
+        prepare(language_model(), task=None, data=data, val=None, test=None, seed=0)
+
+
+def test_labels_of_more_steps_than_the_model_answers():
+    labels = np.zeros((10, 5), int)  # x has 6 steps, which the model's file does not say
+    with pytest.raises(LstmoptError, match=r"labels.*\[10, 5\].*answers \[10, 6\]"):
+        prepare(
+            classifier(framewise=True),
+            task=None,
+            data={"x": X, "labels": labels},
+            val=None,
+            test=None,
+            seed=0,
+        )
+
+
+def test_too_few_tokens_for_a_fixed_window():
+    with pytest.raises(LstmoptError, match="too few"):
+        prepare(
+            language_model(fixed=True), task=None, data={"tokens": STREAM[:12]}, val={"tokens": STREAM},
+            test=None, seed=0,
+        )  # fmt: skip
+
+
+def with_rate(scale=1.0):
+    """A classifier with a second input that all examples share, by whose value the frames are scaled."""
+    nodes = [
+        helper.make_node("Mul", ["x", "rate"], ["scaled"]),
+        helper.make_node("LSTM", ["scaled", "W", "R"], ["y"], hidden_size=HIDDEN, name="lstm"),
+        helper.make_node("Squeeze", ["y", "direction"], ["z"]),
+        helper.make_node("Gather", ["z", "last"], ["l"], axis=0),
+        helper.make_node("MatMul", ["l", "D"], ["out"]),
+    ]
+    inputs = [info("x", ["sequence", "batch", WIDTH]), info("rate", [])]
+    return build(nodes, inputs, [info("out", ["batch", VOCABULARY])])
+
+
+def test_an_input_that_all_examples_share_is_never_cut():
+    x = np.random.default_rng(3).standard_normal((40, 6, WIDTH)).astype(np.float32)
+    labels = np.arange(40) % VOCABULARY
+    data = {"x": x, "rate": np.array(2.0, np.float32), "labels": labels}
+    prepared = prepare(with_rate(), task=None, data=data, val=None, test=None, seed=0)
+    assert (len(prepared.splits.train), len(prepared.splits.valid)) == (36, 4)
+    found = prepared.task.evaluate(Session(with_rate()), prepared.splits.valid)
+    other = prepare(classifier(), task=None, data={"x": 2 * x, "labels": labels}, val=None, test=None, seed=0)
+    assert found.losses == pytest.approx(
+        other.task.evaluate(Session(classifier()), other.splits.valid).losses
+    )
+
+
+def test_arrays_of_unequal_length_are_named():
+    graph = with_rate().graph
+    model = ir.Model(graph, ir_version=9)
+    graph.inputs[1].shape = ir.Shape(["batch", 1])
+    data = {"x": X, "rate": np.ones((9, 1), np.float32)}
+    with pytest.raises(LstmoptError, match="unequal length.*x 10, rate 9"):
+        prepare(model, task=None, data=data, val=None, test=None, seed=0)
+
+
+def test_the_digest_tells_shapes_and_types_apart():
+    data = np.arange(24, dtype=np.int64)
+    forms = [data, data.reshape(2, 12), data.reshape(12, 2), data.view(np.uint64), data.view(np.float64)]
+    found = {Dataset({"x": form}, None).digest() for form in forms}
+    found |= {Dataset({"x": data}, form).digest() for form in forms}
+    found |= {Dataset({"x": data}, None, frozenset("x")).digest()}
+    assert len(found) == 11
+
+
+def test_examples_that_fill_up_a_fixed_batch_do_not_count():
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((18, 6, WIDTH)).astype(np.float32)
+    for labels in (rng.integers(0, VOCABULARY, 18), rng.standard_normal((18, VOCABULARY)), None):
+        data = {"x": x} if labels is None else {"x": x, "labels": labels}
+        found = []
+        for fixed in (4, None):
+            model, other = classifier(fixed=fixed), classifier(fixed=fixed)
+            other.graph.initializers["D"].const_value = ir.Tensor(TENSORS["D"] * np.float32(0.9), name="D")
+            prepared = prepare(model, task=None, data=data, val=data, test=None, seed=0)
+            valid = prepared.splits.valid
+            found.append(prepared.task.evaluate(Session(other), valid, reference=Session(model)))
+        assert len(found[0].losses) == 18
+        assert found[0].losses == pytest.approx(found[1].losses, rel=1e-4)
+        assert found[0].weights == pytest.approx(found[1].weights)
+        assert found[0].metric == pytest.approx(found[1].metric, rel=1e-4)
+        assert found[0].agreement == found[1].agreement
+
+
+def test_many_streams_are_evaluated_a_few_together():
+    model = language_model()
+    streams = STREAM.reshape(50, 60)
+    prepared = prepare(model, task=None, data={"tokens": streams}, val={"tokens": streams}, test=None, seed=0)
+    seen = []
+
+    class Watched(Session):
+        def run(self, feeds):
+            seen.append(feeds["tokens"].shape[1])
+            return super().run(feeds)
+
+    found = prepared.task.evaluate(Watched(model), prepared.splits.valid)
+    assert seen == [16, 16, 16, 2]
+    logs = reference_scores(streams[:, :-1], 64, True)
+    expected = -np.take_along_axis(logs, streams[:, 1:, None], axis=2)[..., 0].sum(axis=1)
+    assert found.losses == pytest.approx(expected, rel=1e-5)
+    assert found.weights == pytest.approx(np.full(50, 59.0))
+
+
+def test_the_bootstrap_needs_little_memory():
+    import tracemalloc
+
+    base = np.random.default_rng(0).random(50_000)
+    worse = Evaluation(base * 1.1, np.ones(50_000), 0.0)
+    tracemalloc.start()
+    result = degradation(Evaluation(base, np.ones(50_000), 0.0), worse)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6  # all resamples at once are 1.2 GB
+    assert result.value == pytest.approx(0.1) and result.low == pytest.approx(result.high)
+
+
+def test_degradation_over_an_original_without_loss():
+    nothing, some = np.zeros(30), np.r_[np.zeros(29), 1.0]
+    ones = np.ones(30)
+    original = Evaluation(nothing, ones, 0.0)
+    same = degradation(original, original)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    worse = degradation(original, Evaluation(some, ones, 0.0))
+    assert worse.value == np.inf and worse.low == 0 and worse.high == np.inf
+    assert np.isnan(degradation(original, Evaluation(some * np.nan, ones, 0.0)).value)
+    again = Degradation.model_validate_json(worse.model_dump_json())
+    assert again == worse
+
+
+def test_distillation_judges_every_output():
+    def two(scale=1.0):
+        nodes = [
+            helper.make_node("LSTM", ["x", "W", "R"], ["y"], hidden_size=HIDDEN, name="lstm"),
+            helper.make_node("Squeeze", ["y", "direction"], ["z"]),
+            helper.make_node("Gather", ["z", "last"], ["l"], axis=0),
+            helper.make_node("MatMul", ["l", "D"], ["out"]),
+            helper.make_node("MatMul", ["z", "D"], ["frames"]),
+            helper.make_node("ArgMax", ["out"], ["best"], axis=1),
+        ]
+        frames = info("frames", ["sequence", "batch", VOCABULARY])
+        best = info("best", ["batch", 1], TensorProto.INT64)
+        model = build(
+            nodes, [info("x", ["sequence", "batch", WIDTH])],
+            [info("out", ["batch", VOCABULARY]), frames, best],
+        )  # fmt: skip
+        node = next(node for node in model.graph if node.outputs[0].name == "frames")
+        changed = ir.Tensor((TENSORS["D"] * scale).astype(np.float32), name="D2")
+        value = ir.Value(name="D2", const_value=changed, type=ir.TensorType(ir.DataType.FLOAT))
+        value.shape = ir.Shape(TENSORS["D"].shape)
+        model.graph.register_initializer(value)
+        node.replace_input_with(1, value)
+        return model
+
+    x = np.random.default_rng(3).standard_normal((30, 6, WIDTH)).astype(np.float32)
+    data = {"x": x}
+    model, other = two(), two(0.8)
+    prepared = prepare(model, task=None, data=data, val=data, test=None, seed=0)
+    original, changed = (
+        prepared.task.evaluate(Session(item), prepared.splits.valid, reference=Session(model))
+        for item in (model, other)
+    )
+    frames = run_model(model, {"x": np.ascontiguousarray(x.transpose(1, 0, 2))})["frames"]
+    # the first output is the same, the second one off by a fifth
+    expected = np.sqrt(((0.2 * frames) ** 2).mean() / frames.var() / 2)
+    assert degradation(original, changed).value == pytest.approx(expected, rel=1e-3)
+    assert degradation(original, original).value == 0 and len(changed.losses) == 30
+    call = next(prepared.task.calls(prepared.splits.valid, 30, None))
+    tensors = {name: torch.from_numpy(array) for name, array in call.feeds.items()}
+    loss = prepared.task.loss(OnnxModule(other)(tensors), call, OnnxModule(model)(tensors), 1.0, 1.0)
+    assert float(loss.detach()) == pytest.approx(2 * expected**2, rel=1e-2)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_language_model_without_states_writes_its_own_text(batch_first, rows, fixed):
+    model = language_model(batch_first, rows, states=False, fixed=fixed)
+    interface = read_interface(model)
+    steps = 5 if fixed else STEPS
+    tokens = sample_windows(model, interface, 300, 3)
+    assert tokens.shape == (300, steps) and tokens.min() >= 0 and tokens.max() < VOCABULARY
+    logs = reference_scores(tokens[:, :-1].astype(np.int64), steps, False)
+    seen = np.take_along_axis(logs, tokens[:, 1:, None].astype(np.int64), axis=2)[..., 0]
+    entropy = -(np.exp(logs) * logs).sum(axis=-1)
+    difference = -seen - entropy
+    assert abs(difference.mean()) < 4 * difference.std() / np.sqrt(difference.size)
+
+
+def test_without_data_a_language_model_without_states_is_one(tmp_path):
+    model = language_model(states=False)
+    prepared = prepare(model, task=None, data=None, val=None, test=None, seed=0, folder=tmp_path)
+    assert prepared.task.name == "lm" and not prepared.labelled and prepared.splits.made
+    again = prepare(model, task=None, data=None, val=None, test=None, seed=0, folder=tmp_path)
+    assert again.digest == prepared.digest and len(list(tmp_path.iterdir())) == 1
+    assert describe(model, task=None, data=None, val=None, test=None)[0] == "lm"
+    found = prepared.task.evaluate(Session(model), prepared.splits.valid, reference=Session(model))
+    assert 1 < found.metric < VOCABULARY
+
+
+def test_made_inputs_that_are_shared_stay_whole(tmp_path):
+    model = with_rate()
+    first = prepare(model, task=None, data=None, val=None, test=None, seed=0, folder=tmp_path)
+    again = prepare(model, task=None, data=None, val=None, test=None, seed=0, folder=tmp_path)
+    for prepared in (first, again):
+        assert prepared.splits.train.shared == {"rate"}
+        assert prepared.splits.valid.inputs["rate"].shape == ()
+        assert len(prepared.splits.valid) == 128
+    assert first.digest == again.digest
+
+
+def test_a_function_that_fails_is_one_clear_line(tmp_path, monkeypatch):
+    (tmp_path / "fails_here.py").write_text(
+        "def fail():\n    raise RuntimeError('no disk')\ndef ragged():\n    return {'x': [[1], [1, 2]]}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for function, message in (("fail", "RuntimeError: no disk"), ("ragged", "no array")):
+        with pytest.raises(LstmoptError, match=message):
+            prepare(classifier(), task=None, data=f"fails_here:{function}", val=None, test=None, seed=0)
 
 
 def test_tokens_outside_the_vocabulary_are_named():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from lstmopt import measure
+from lstmopt import keys, measure
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.files import save_model
@@ -43,6 +43,7 @@ class Candidate(BaseModel):
         latency: latency of one call, weighted over the target's shapes, in microseconds.
         degradation: against the original, on validation data, in this deployment; None where not measured.
         metric: the task's metric in this deployment.
+        agreement: share of steps with the same top class as the original's, where that was compared.
         within_contract: whether the degradation is allowed.
         hidden_sizes: hidden size of each recurrent layer, by name.
         parameters: entries of W and R of the recurrent layers.
@@ -56,6 +57,7 @@ class Candidate(BaseModel):
     latency: measure.Timing
     degradation: Degradation | None
     metric: float | None
+    agreement: float | None = None
     within_contract: bool
     hidden_sizes: dict[str, int]
     parameters: int
@@ -187,7 +189,8 @@ def _evaluation_key(
     deployment: Deployment, state: State, part: Dataset, reference: Deployment | None
 ) -> str:
     """Returns a hash of everything that an evaluation depends on."""
-    digest = hashlib.sha256(part.digest().encode() + state.task.name.encode())
+    digest = hashlib.sha256(keys.surroundings().encode() + part.digest().encode())
+    digest.update(f"{state.task.name} {state.target.threads}".encode())
     for item in (deployment, reference):
         if item is not None:
             digest.update(repr((item.runtime, item.precision, sorted(item.settings.items()))).encode())
@@ -198,7 +201,7 @@ def _evaluation_key(
 
 def original_deployment(state: State) -> Deployment:
     """Returns the original in ONNX Runtime's f32: what every degradation is measured against."""
-    folder = state.run_folder / "original"
+    folder = state.run_folder / f"original-{keys.model_digest(state.original)[:16]}"
     source = folder / "source.onnx"
     if not source.exists():
         save_model(state.original, source)
@@ -256,11 +259,12 @@ def assess(
         for deployment in built.deployments:
             name = key(built.name, deployment)
             latency = comparison.timing(name)
-            worse = metric = None
+            worse = metric = agreement = None
             if limit is None or latency.median <= limit:
                 state.progress(f"evaluating {name}", 0.5)
                 evaluation = evaluate(deployment, state, state.data.valid, baseline)
                 worse, metric = degradation(original, evaluation, state.seed), evaluation.metric
+                agreement = evaluation.agreement
             found.append(
                 Candidate(
                     name=built.name,
@@ -268,6 +272,7 @@ def assess(
                     latency=latency,
                     degradation=worse,
                     metric=metric,
+                    agreement=agreement,
                     within_contract=worse is not None and worse.value <= state.max_degradation + NOISE,
                     hidden_sizes={name: item.hidden_size for name, item in weights.items()},
                     parameters=sum(item.parameters for item in weights.values()),

@@ -7,7 +7,7 @@ from typing import Any
 from lstmopt.errors import LstmoptError
 from lstmopt.passes.back_off import BackOff
 from lstmopt.passes.grow_prune import GrowPrune
-from lstmopt.reference.char_lm import corpus, model_path
+from lstmopt.reference.char_lm import UNPINNED, corpus, model_path
 
 TRAINING_SECONDS = 360.0
 MAX_DEGRADATION = 0.02
@@ -40,5 +40,6 @@ def demo_call() -> dict[str, Any]:
             tune=0.0,
             train=GrowPrune(learning_rate=4e-3, dropout=0.0, start_density=0.8),
         ),
+        "notes": () if text.pinned else (UNPINNED,),
         "seconds": TRAINING_SECONDS,
     }

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import platform
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import lstmopt
 from lstmopt import measure
+from lstmopt.keys import versions as versions
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes.candidates import NOISE, Candidate, best_peer, fastest_f32, key
 from lstmopt.passes.peers import ORIGINAL
@@ -32,6 +31,7 @@ from lstmopt.report.schema import (
     Ratios,
     Report,
     Size,
+    Speedup,
 )
 from lstmopt.rnn.reader import find_rnns
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from lstmopt.measure.table import LatencyTable
     from lstmopt.pipeline import State
 
-PACKAGES = ("openvino", "onnxruntime", "onnx", "torch", "numpy")
+KEPT_INTERRUPTED = "the machine was busy: some interrupted rounds had to be kept in the latencies"
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,6 @@ class Tested:
 
     original: float
     optimized: float
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions that figures depend on."""
-    found = {"lstmopt": lstmopt.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def report(
@@ -105,12 +94,7 @@ def report(
             latency_us=_latency(chosen),
             metric=Metric(name=state.task.metric, original=reference, optimized=chosen.metric),
         ),
-        ratios=Ratios.of(
-            _interval(comparison.ratio(key(ORIGINAL, f32.deployment), own)),
-            _interval(comparison.ratio(key(ORIGINAL, best.deployment), own)),
-            before,
-            after,
-        ),
+        ratios=Ratios.of(_speedup(comparison, f32, own), _speedup(comparison, best, own), before, after),
         lstms=_lstms(state, model),
         contract=Contract(
             kind="labels" if state.labelled else "fidelity",
@@ -120,6 +104,8 @@ def report(
             met=worse.value <= state.max_degradation + NOISE,
             data=f"validation data, {worse.n} blocks",
             made_inputs=state.data.made,
+            n=worse.n,
+            agreement=chosen.agreement,
         ),
         passes=state.records,
         candidates=tuple(_record(candidate, chosen) for candidate in candidates),
@@ -132,7 +118,7 @@ def report(
             discarded=comparison.discarded,
             kept_interrupted=comparison.kept_interrupted,
         ),
-        notes=state.notes,
+        notes=(*state.notes, *([KEPT_INTERRUPTED] if comparison.kept_interrupted else [])),
         seed=state.seed,
         command=state.command,
         source=state.source.name,
@@ -143,7 +129,10 @@ def report(
 def _loss_name(state: State) -> str:
     if state.task.name == "lm":
         return "cross-entropy" if state.labelled else "cross-entropy under the original"
-    return {"classify": "cross-entropy", "regress": "rmse"}.get(state.task.name, "relative rmse")
+    # What the degradation is of: for `regress` the square error, whose root is the metric.
+    return {"classify": "cross-entropy", "regress": "mean square error"}.get(
+        state.task.name, "relative rmse of the outputs"
+    )
 
 
 def size(model: ir.Model, candidate: Candidate) -> Size:
@@ -189,6 +178,13 @@ def _lstms(state: State, model: ir.Model) -> tuple[LstmRecord, ...]:
     return tuple(records)
 
 
+def _speedup(comparison: measure.Comparison, peer: Candidate, own: str) -> Speedup:
+    """Returns a peer's latency over the chosen candidate's; nothing where the machine was too busy."""
+    if not comparison.trusted:
+        return Speedup()
+    return Speedup.model_validate(comparison.ratio(key(ORIGINAL, peer.deployment), own))
+
+
 def _interval(value: Any) -> Interval:
     return Interval(value=value.value, low=value.low, high=value.high)
 
@@ -203,6 +199,7 @@ def _peer(candidate: Candidate) -> Peer:
         precision=candidate.deployment.precision,
         latency_us=_latency(candidate),
         degradation=None if candidate.degradation is None else candidate.degradation.value,
+        agreement=candidate.agreement,
         within_contract=candidate.within_contract,
         bytes=_bytes(candidate),
     )
@@ -213,7 +210,7 @@ def _record(candidate: Candidate, chosen: Candidate) -> CandidateRecord:
     return CandidateRecord(
         **dict(_peer(candidate)),
         name=candidate.name,
-        degradation_interval=None if worse is None else _interval(worse),
+        degradation_interval=_interval(worse) if worse is not None and math.isfinite(worse.value) else None,
         hidden_sizes=candidate.hidden_sizes,
         density=candidate.nonzero_parameters / max(1, candidate.parameters),
         shipped=candidate is chosen,

@@ -33,6 +33,8 @@ VOCABULARY = len(CHARACTERS) + 1
 PINNED = "a3c08fa6f618ba95"
 """First 16 hexadecimal digits of the SHA-256 of the text that the model was trained on."""
 
+UNPINNED = "the standard library of this Python is not the text that the model was trained on"
+
 
 @dataclass(frozen=True)
 class Corpus:

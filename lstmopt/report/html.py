@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lstmopt.report import figures, plots
 from lstmopt.report.plots import Curve
-from lstmopt.report.schema import Interval, Latency, Metric, Report, runtime_title
+from lstmopt.report.schema import Interval, Latency, Metric, Report, Speedup, runtime_title
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -33,6 +33,7 @@ def render_html(report: Report, curves: Sequence[Curve] = ()) -> str:
         result=result_rows(report),
         peers=peer_rows(report),
         candidates=candidate_rows(report),
+        published=trusted(report),
         wide=plots.scatter(report, plots.WIDE),
         narrow=plots.scatter(report, plots.NARROW),
         legend=plots.legend(report),
@@ -107,14 +108,19 @@ def tiles(report: Report) -> list[Row]:
     return rows
 
 
-def _speed(report: Report, ratio: Interval, peer: str) -> Row:
+def _speed(report: Report, ratio: Speedup, peer: str) -> Row:
     row = {"value": figures.ratio(ratio.value), "detail": _interval(ratio, figures.ratio), "state": ""}
     if not trusted(report):
         row |= {"value": "–", "detail": "not published: the machine was too busy to measure it"}
     return {**row, "name": f"the speed of {peer}"}
 
 
-def _interval(interval: Interval, write: Any) -> str:
+def _latency(report: Report, microseconds: float) -> str:
+    """Returns a latency, or that it is not published."""
+    return figures.latency(microseconds) if trusted(report) else "–"
+
+
+def _interval(interval: Interval | Speedup, write: Any) -> str:
     return f"95% interval {write(interval.low)} to {write(interval.high)}"
 
 
@@ -136,9 +142,9 @@ def result_rows(report: Report) -> Row:
     rows = [
         ("Runtime", [runtime_title(peer.runtime) for peer in peers] + [runtime_title(shipped.runtime)]),
         ("Precision", [peer.precision for peer in peers] + [shipped.precision]),
-        ("Latency, p50", [figures.latency(item.median) for item in latencies]),
-        ("Latency, p90", [figures.latency(item.p90) for item in latencies]),
-        ("Latency, p99", [figures.latency(item.p99) for item in latencies]),
+        ("Latency, p50", [_latency(report, item.median) for item in latencies]),
+        ("Latency, p90", [_latency(report, item.p90) for item in latencies]),
+        ("Latency, p99", [_latency(report, item.p99) for item in latencies]),
         ("LSTM parameters", sizes("parameters")),
         ("LSTM parameters, non-zero", sizes("nonzero_parameters")),
     ]
@@ -152,6 +158,9 @@ def result_rows(report: Report) -> Row:
     rows.append(("File", [*on_disk, figures.size(shipped.bytes)]))
     degradations = [figures.percent(peer.degradation) for peer in peers]
     rows.append(("Degradation", [*degradations, figures.percent(report.contract.degradation.value)]))
+    if report.contract.agreement is not None:
+        agreements = [*(peer.agreement for peer in peers), report.contract.agreement]
+        rows.append(("Same top class as the original", [figures.percent(share) for share in agreements]))
     for metric, data in ((shipped.metric, "validation"), (report.test, "test")):
         if metric is not None:
             rows.append((f"{metric.name}, {data}", _metric_cells(report, metric, count)))
@@ -163,7 +172,10 @@ def _metric_cells(report: Report, metric: Metric, count: int) -> list[str]:
 
 
 def peer_rows(report: Report) -> list[Row]:
-    """Returns the original in every runtime and precision, slowest first, and what ships."""
+    """Returns the original in every runtime and precision, slowest first, and what ships.
+
+    Where no speed is published, they stand in the report's order.
+    """
     slowest = max([report.optimized.latency_us.median, *(peer.latency_us.median for peer in report.peers)])
     rows = []
     for index, peer in enumerate(report.peers):
@@ -173,24 +185,31 @@ def peer_rows(report: Report) -> list[Row]:
             if place == index
         ]
         within = "yes" if peer.within_contract else "no"
-        rows.append(_timed(peer.title, peer.latency_us, peer.degradation, within, slowest, tags))
+        rows.append(_timed(report, peer.title, peer.latency_us, peer.degradation, within, slowest, tags))
     rows.sort(key=lambda row: -float(row["share"]))
     contract = report.contract
     met = "yes" if contract.met else "no"
     shipped = report.optimized
     name = f"{shipped.name}, {shipped.title}"
-    rows.append(_timed(name, shipped.latency_us, contract.degradation.value, met, slowest, ["ships"]))
+    degradation = contract.degradation.value
+    rows.append(_timed(report, name, shipped.latency_us, degradation, met, slowest, ["ships"]))
     return rows
 
 
 def _timed(
-    name: str, latency: Latency, degradation: float | None, within: str, slowest: float, tags: list[str]
+    report: Report,
+    name: str,
+    latency: Latency,
+    degradation: float | None,
+    within: str,
+    slowest: float,
+    tags: list[str],
 ) -> Row:
     return {
         "name": name,
-        "latency": figures.latency(latency.median),
-        "share": f"{100 * latency.median / slowest:.1f}",
-        "p99": figures.latency(latency.p99),
+        "latency": _latency(report, latency.median),
+        "share": f"{100 * latency.median / slowest if trusted(report) else 0:.1f}",
+        "p99": _latency(report, latency.p99),
         "degradation": figures.percent(degradation),
         "within": within,
         "tags": tags,
@@ -199,19 +218,22 @@ def _timed(
 
 
 def candidate_rows(report: Report) -> list[Row]:
-    """Returns everything that could have been shipped, fastest first."""
+    """Returns everything that could have been shipped, fastest first where speed is published."""
+    records = list(plots.shown_candidates(report))
+    if trusted(report):
+        records.sort(key=lambda item: item.latency_us.median)
     return [
         {
             "name": record.name,
             "title": record.title,
-            "latency": figures.latency(record.latency_us.median),
+            "latency": _latency(report, record.latency_us.median),
             "degradation": figures.percent(record.degradation),
             "within": "yes" if record.within_contract else "no",
             "hidden": figures.listing(str(size) for size in record.hidden_sizes.values()) or "–",
             "density": figures.percent(record.density, 1),
             "ships": record.shipped,
         }
-        for record in sorted(plots.shown_candidates(report), key=lambda item: item.latency_us.median)
+        for record in records
     ]
 
 
@@ -232,10 +254,11 @@ def machine_rows(report: Report) -> list[tuple[str, str]]:
     ]
     if report.measurement is not None:
         aa = report.measurement.aa
-        low, value, high = (figures.digits(number, 4) for number in (aa.low, aa.value, aa.high))
+        low, value, high = (figures.metric(number) for number in (aa.low, aa.value, aa.high))
         against = f"{value}, 95% interval {low} to {high}; 0.98 to 1.02 allowed"
         rows.append(("A model against itself", against))
-        rows.append(("Interrupted rounds", f"{report.measurement.discarded} measured again"))
+        kept = ", some kept: the machine was busy" if report.measurement.kept_interrupted else ""
+        rows.append(("Interrupted rounds", f"{report.measurement.discarded} measured again{kept}"))
     rows += [(name, version) for name, version in report.versions.items()]
     rows.append(("Seed", str(report.seed)))
     if report.created:

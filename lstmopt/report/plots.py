@@ -150,7 +150,11 @@ def _candidate(record: CandidateRecord, place: tuple[float, float], y: Scale) ->
     interval = record.degradation_interval
     beyond = degradation > y.high
     if interval is not None and not beyond:
-        low, high = (y(min(max(end, y.low), y.high)) for end in (interval.low, interval.high))
+        ends = (
+            y.low if interval.low is None else interval.low,
+            y.high if interval.high is None else interval.high,
+        )
+        low, high = (y(min(max(end, y.low), y.high)) for end in ends)
         parts.append(svg.line(left, low, left, high, "whisker"))
     if record.shipped:
         parts.append(svg.element("circle", cx=float(left), cy=float(top), r=11, class_="ring"))

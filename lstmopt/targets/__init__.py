@@ -88,7 +88,10 @@ def load_target(name: str | Path | Target) -> Target:
     if path.suffix == ".toml":
         if not path.is_file():
             raise LstmoptError(str(name), "no such target file", "check the path")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise LstmoptError(str(name), "is not UTF-8 text", "save the TOML as UTF-8") from error
     elif str(name) in shipped_targets():
         text = files("lstmopt.targets").joinpath(f"{name}.toml").read_text(encoding="utf-8")
     else:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 RESAMPLES = 1000
+DRAWN = 1_000_000
+"""Block numbers that the bootstrap draws together: 8 MB of them."""
 
 
 class Runner(Protocol):
@@ -44,11 +46,13 @@ class Batch:
         feeds: arrays by input name.
         labels: what the outputs should be, or None.
         fresh: whether states start at zero before this call; otherwise they are carried.
+        width: sequences that count; those after them only fill up a fixed batch. None: all count.
     """
 
     feeds: Mapping[str, Array]
     labels: Array | None
     fresh: bool
+    width: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +114,8 @@ class Degradation(BaseModel):
         n: number of blocks.
     """
 
-    model_config = ConfigDict(frozen=True)
+    # A broken candidate's loss is infinite or no number: written and read again as it is.
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     value: float
     low: float
@@ -165,7 +170,8 @@ def degradation(original: Evaluation, candidate: Evaluation, seed: int = 0) -> D
     """Returns how much worse a candidate is, by a paired bootstrap over blocks.
 
     The relative increase of the loss, or, where outputs are compared, the root mean square error over
-    the standard deviation of the original's outputs.
+    the standard deviation of the original's outputs. Over an original without any loss, a candidate
+    without any is no worse, and any other one infinitely; losses that are no numbers give none.
     """
     rng = np.random.default_rng(seed)
     n = len(candidate.losses)
@@ -176,8 +182,13 @@ def degradation(original: Evaluation, candidate: Evaluation, seed: int = 0) -> D
         losses = candidate.losses[index].sum(axis=-1)
         if candidate.scale is not None:
             return np.asarray(np.sqrt(losses / candidate.weights[index].sum(axis=-1)) / candidate.scale)
-        return np.asarray(losses / original.losses[index].sum(axis=-1) - 1)
+        base = original.losses[index].sum(axis=-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(losses == base, 0.0, losses / base - 1)
 
-    draws = value(rng.integers(0, n, (RESAMPLES, n)))
-    low, high = np.percentile(draws, (2.5, 97.5))
+    each = max(1, DRAWN // n)
+    sizes = [min(each, RESAMPLES - start) for start in range(0, RESAMPLES, each)]
+    draws = np.concatenate([value(rng.integers(0, n, (size, n))) for size in sizes])
+    # Between an infinite draw and a finite one nothing can be interpolated.
+    low, high = np.percentile(draws, 2.5, method="lower"), np.percentile(draws, 97.5, method="higher")
     return Degradation(value=float(value(slice(None))), low=float(low), high=float(high), n=n)

@@ -1,4 +1,4 @@
-"""Data for training and validation: read, checked against the model, and split."""
+"""Data for training and validation: read and split."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmopt.errors import LstmoptError
-
-if TYPE_CHECKING:
-    from lstmopt.tasks.interface import Interface
 
 Array = npt.NDArray[Any]
 LABELS = "labels"
@@ -30,21 +27,30 @@ class Dataset:
         inputs: an array for each input that is not a state. For `lm` the tokens are one stream ``[n]`` or
             streams ``[streams, n]``; otherwise axis 0 counts examples and the batch axis is left out.
         labels: in the same order, or None.
+        shared: names of the inputs that all examples share, such as a sampling rate: whole, never cut.
     """
 
     inputs: Mapping[str, Array]
     labels: Array | None
+    shared: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
-        return max((len(array) for array in self.inputs.values() if array.ndim), default=0)
+        counted = [len(array) for name, array in self.inputs.items() if name not in self.shared]
+        return counted[0] if counted else min(1, len(self.inputs))
+
+    def part(self, index: Any) -> Dataset:
+        """Returns what an index, as of an array, picks of everything that is not shared."""
+        inputs = {name: array if name in self.shared else array[index] for name, array in self.inputs.items()}
+        return Dataset(inputs, None if self.labels is None else self.labels[index], self.shared)
 
     def digest(self) -> str:
-        """Returns a hash of the content."""
+        """Returns a hash of the content, shapes and types included."""
         state = hashlib.sha256()
-        for name in sorted(self.inputs):
-            state.update(name.encode() + np.ascontiguousarray(self.inputs[name]).tobytes())
-        if self.labels is not None:
-            state.update(np.ascontiguousarray(self.labels).tobytes())
+        arrays = [*sorted(self.inputs.items()), *([] if self.labels is None else [(LABELS, self.labels)])]
+        for name, array in arrays:
+            shared = name in self.shared
+            state.update(repr((name, array.shape, array.dtype.str, shared)).encode())
+            state.update(np.ascontiguousarray(array).tobytes())
         return state.hexdigest()
 
 
@@ -70,7 +76,7 @@ def read_arrays(source: Any) -> tuple[dict[str, Array], str]:
         LstmoptError: the file or function is missing, or gives something else.
     """
     if isinstance(source, Mapping):
-        return {str(name): np.asarray(array) for name, array in source.items()}, "data"
+        return _arrays(source, "data"), "data"
     text = str(source)
     path = Path(text)
     if path.suffix == ".npz" or path.exists():
@@ -99,96 +105,26 @@ def _call(text: str) -> dict[str, Array]:
     import sys
 
     module, _, function = text.partition(":")
+    where = f"data {text}"
+    path = list(sys.path)
     sys.path.insert(0, os.getcwd())
     try:
         made = getattr(import_module(module), function)()
-    except (ImportError, AttributeError, ValueError) as error:
-        raise LstmoptError(
-            f"data {text}", f"cannot be called ({error})", "check module and function"
-        ) from error
+    except Exception as error:  # noqa: BLE001 - the user's own code may raise anything
+        fault = f"cannot be called ({type(error).__name__}: {error})"
+        raise LstmoptError(where, fault, "check module and function") from error
     finally:
-        sys.path.pop(0)
+        sys.path[:] = path
     if not isinstance(made, Mapping):
-        raise LstmoptError(
-            f"data {text}", f"gives a {type(made).__name__}", "return a dict of arrays by input name"
-        )
-    return {str(name): np.asarray(array) for name, array in made.items()}
+        raise LstmoptError(where, f"gives a {type(made).__name__}", "return a dict of arrays by input name")
+    return _arrays(made, where)
 
 
-def check(arrays: Mapping[str, Array], where: str, interface: Interface, task: str) -> Dataset:
-    """Checks arrays against a model and returns them in the model's types.
-
-    Raises:
-        LstmoptError: a name, type, shape or value that does not fit.
-    """
-    names = [port.name for port in interface.inputs]
-    states = {pair.input for pair in interface.states}
-    for name in arrays:
-        if name not in names and name not in states and name != LABELS:
-            raise LstmoptError(
-                f"{where}, array {name}", "the model has no such input", f"its inputs are: {', '.join(names)}"
-            )
-    inputs = {}
-    for port in interface.inputs:
-        if port.name not in arrays:
-            raise LstmoptError(
-                f"{where}", f"holds no array {port.name!r}", f"one is needed for each of {names}"
-            )
-        array = arrays[port.name]
-        place = f"{where}, array {port.name}"
-        if array.size == 0:
-            raise LstmoptError(place, "is empty", "give at least one example")
-        inputs[port.name] = _typed(array, port.dtype, place)
-        if task == "lm" and port.name in interface.vocabulary:
-            if array.ndim not in (1, 2):
-                raise LstmoptError(
-                    place, f"has {array.ndim} axes", "give a stream [n] or streams [streams, n]"
-                )
-        elif port.batch_axis is not None:
-            expected = [size for axis, size in enumerate(port.shape) if axis != port.batch_axis]
-            fits = array.ndim == len(port.shape) and all(
-                want is None or want == have for want, have in zip(expected, array.shape[1:], strict=True)
-            )
-            if not fits:
-                shape = ["examples", *("any" if size is None else size for size in expected)]
-                raise LstmoptError(place, f"has shape {list(array.shape)}", f"expected {shape}")
-        bound = interface.vocabulary.get(port.name)
-        if bound is not None and (int(array.max()) >= bound or int(array.min()) < 0):
-            worst = int(array.max()) if int(array.max()) >= bound else int(array.min())
-            raise LstmoptError(
-                place,
-                f"holds token {worst}, the model's vocabulary is 0 to {bound - 1}",
-                "use the model's tokeniser",
-            )
-    labels = arrays.get(LABELS)
-    if labels is not None:
-        if np.issubdtype(labels.dtype, np.floating) and not np.isfinite(labels).all():
-            raise LstmoptError(f"{where}, array labels", "holds NaN or infinity", "mend the labels")
-        first = next(iter(inputs.values()))
-        if len(labels) != len(first):
-            raise LstmoptError(
-                f"{where}, array labels", f"has {len(labels)} entries", f"expected {len(first)}"
-            )
-    classes = interface.outputs[0].shape[-1] if interface.outputs[0].shape else None
-    if labels is not None and task == "classify" and classes is not None and int(labels.max()) >= classes:
-        raise LstmoptError(
-            f"{where}, array labels",
-            f"holds class {int(labels.max())}, the model has 0 to {classes - 1}",
-            "mend the labels",
-        )
-    if labels is None and task in ("classify", "regress"):
-        raise LstmoptError(where, f"holds no labels, which task {task} needs", "add an array named labels")
-    return Dataset(inputs, labels)
-
-
-def _typed(array: Array, dtype: np.dtype[Any], place: str) -> Array:
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        raise LstmoptError(place, "holds NaN or infinity", "mend the data")
-    same_kind = array.dtype.kind == dtype.kind or {array.dtype.kind, dtype.kind} <= {"i", "u"}
-    if not same_kind:
-        raise LstmoptError(place, f"has type {array.dtype}", f"the model takes {dtype}")
-    # Streams of tokens stay in the type in which they were given: they are cast call by call.
-    return array if array.dtype.kind in "iu" else array.astype(dtype, copy=False)
+def _arrays(made: Mapping[Any, Any], where: str) -> dict[str, Array]:
+    try:
+        return {str(name): np.asarray(array) for name, array in made.items()}
+    except (ValueError, TypeError) as error:
+        raise LstmoptError(where, f"gives what is no array ({error})", "give plain numpy arrays") from error
 
 
 def split(data: Dataset, stream: bool) -> tuple[Dataset, Dataset]:
@@ -197,19 +133,17 @@ def split(data: Dataset, stream: bool) -> tuple[Dataset, Dataset]:
     Args:
         data: all of it.
         stream: whether the arrays are one stream of tokens ``[n]`` (or ``[streams, n]``).
+
+    Raises:
+        LstmoptError: there is nothing to split.
     """
-    first = next(iter(data.inputs.values()))
-    axis = 1 if stream and first.ndim == 2 else 0
-    count = first.shape[axis]
+    cut = [array for name, array in data.inputs.items() if name not in data.shared]
+    axis = 1 if stream and cut and cut[0].ndim == 2 else 0
+    count = cut[0].shape[axis] if cut else 1
     kept = count - max(1, int(count * VALIDATION_SHARE))
     if kept < 1:
         raise LstmoptError(
             "data", f"{count} examples cannot be split", "give more, or validation data with --val"
         )
-
-    def part(begin: int, end: int) -> Dataset:
-        cut = (slice(None),) * axis + (slice(begin, end),)
-        labels = None if data.labels is None else data.labels[cut]
-        return Dataset({name: array[cut] for name, array in data.inputs.items()}, labels)
-
-    return part(0, kept), part(kept, count)
+    where = (slice(None),) * axis
+    return data.part((*where, slice(0, kept))), data.part((*where, slice(kept, count)))

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from lstmopt.tasks.base import Array, Batch, Evaluation, Runner
+from lstmopt.errors import LstmoptError
+from lstmopt.tasks.base import Array, Batch, Evaluation, FloatArray, Runner
 from lstmopt.tasks.data import Dataset
-from lstmopt.tasks.interface import Interface, Port, log_probabilities
+from lstmopt.tasks.interface import Interface, Port, check_answers, check_classes, log_probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,19 +49,21 @@ class _Examples:
             order = rng.permutation(count)
         for step in range(steps):
             index = order[step * batch : (step + 1) * batch]
+            width = len(index)
             if self.interface.batch is not None and len(index) < batch:
                 index = np.resize(index, batch)  # a fixed batch is filled up with examples seen already
-            feeds = {
-                port.name: self._feed(port, part.inputs[port.name], index) for port in self.interface.inputs
-            }
+            feeds = {port.name: self._feed(port, part, index) for port in self.interface.inputs}
             labels = None if part.labels is None else part.labels[index]
-            yield Batch(feeds, labels, fresh=step == 0 or not self.interface.states)
+            yield Batch(feeds, labels, fresh=step == 0 or not self.interface.states, width=width)
 
-    def _feed(self, port: Port, array: Array, index: Array) -> Array:
-        if port.batch_axis is None:
-            # One sequence a call, or what all calls share.
-            return np.asarray(array[index[0]] if array.ndim > len(port.shape) else array).astype(port.dtype)
-        return np.ascontiguousarray(np.moveaxis(array[index], 0, port.batch_axis)).astype(port.dtype)
+    def _feed(self, port: Port, part: Dataset, index: Array) -> Array:
+        array = part.inputs[port.name]
+        if port.name not in part.shared:
+            # Without an axis of sequences a call takes one.
+            array = (
+                array[index[0]] if port.batch_axis is None else np.moveaxis(array[index], 0, port.batch_axis)
+            )
+        return np.ascontiguousarray(array).astype(port.dtype).reshape(array.shape)
 
     def batches(
         self, part: Dataset, *, batch: int, sequence: int, rng: np.random.Generator
@@ -88,7 +92,7 @@ class _Examples:
                 truth = reference.run({**call.feeds, **original})
                 original = self.interface.next_states(truth)
             yield call, outputs, truth
-            seen += width
+            seen += call.width or width
             if limit is not None and seen >= limit:
                 return
 
@@ -102,16 +106,35 @@ class _Examples:
         """Returns the first output with its sequences on axis 0."""
         return self.output.batch_first(output, self._width(call, 1))
 
+    def _counted(self, array: Array, call: Batch) -> Array:
+        """Returns the part of an array, sequences first, that is not there only to fill up the batch."""
+        return array[: call.width] if len(array) == self._width(call, 1) else array
+
 
 @dataclass(frozen=True, eq=False)
 class Distillation(_Examples):
     """Task `distill`: the original's outputs are the truth.
 
-    The degradation is the root mean square error of the first output over its standard deviation.
+    The degradation is the root mean square error of the outputs over their standard deviation; of several
+    outputs, each one's square error counts over its own variance.
     """
 
     name: str = "distill"
     metric: str = "relative error"
+
+    @property
+    def compared(self) -> tuple[Port, ...]:
+        """The outputs that are numbers, not indices.
+
+        Raises:
+            LstmoptError: there is none.
+        """
+        found = tuple(port for port in self.interface.outputs if port.dtype.kind == "f")
+        if not found:
+            raise LstmoptError(
+                "model", "has no output of floating point numbers to compare", "give data with labels"
+            )
+        return found
 
     def loss(
         self,
@@ -126,11 +149,7 @@ class Distillation(_Examples):
 
         if teacher is None:
             raise ValueError("distill: needs a teacher")
-        losses = [
-            normalised_square_error(outputs[port.name], teacher[port.name])
-            for port in self.interface.outputs
-            if outputs[port.name].is_floating_point()
-        ]
+        losses = [normalised_square_error(outputs[port.name], teacher[port.name]) for port in self.compared]
         total = losses[0]
         for loss in losses[1:]:
             total = total + loss
@@ -139,34 +158,43 @@ class Distillation(_Examples):
     def evaluate(
         self, session: Runner, part: Dataset, *, reference: Runner | None = None, limit: int | None = None
     ) -> Evaluation:
-        """Returns the squared error of each sequence."""
+        """Returns the squared error of each sequence, and where the outputs' top class is the original's."""
         if reference is None:
             raise ValueError("distill: evaluate needs the original")
-        losses: list[float] = []
-        weights: list[float] = []
-        values: list[Array] = []
-        agreed: list[float] = []
+        compared = self.compared
+        errors: dict[str, list[FloatArray]] = {port.name: [] for port in compared}
+        values: dict[str, list[FloatArray]] = {port.name: [] for port in compared}
+        agreed: list[npt.NDArray[np.bool_]] = []
         for call, outputs, truth in self._runs(session, reference, part, limit):
             assert truth is not None
-            ours, theirs = (
-                self._batch_first(item[self.output.name], call).astype(np.float64)
-                for item in (outputs, truth)
-            )
-            errors = ((ours - theirs) ** 2).reshape(len(ours), -1)
-            losses.extend(errors.sum(axis=1))
-            weights.extend([errors.shape[1]] * len(errors))
-            values.append(theirs.reshape(-1))
-            if ours.ndim > 1 and ours.shape[-1] > 2:
-                agreed.append(float((ours.argmax(-1) == theirs.argmax(-1)).mean()))
-        scale = float(np.concatenate(values).std()) or 1.0
-        total, count = np.array(losses, dtype=np.float64), np.array(weights, dtype=np.float64)
+            width = self._width(call, 1)
+            for port in compared:
+                ours, theirs = (
+                    self._counted(port.batch_first(item[port.name], width), call).astype(np.float64)
+                    for item in (outputs, truth)
+                )
+                errors[port.name].append(_each((ours - theirs) ** 2, call.width or width))
+                values[port.name].append(theirs.reshape(-1))
+                if port is self.output and ours.ndim > 1 and ours.shape[-1] > 2:
+                    agreed.append((ours.argmax(-1) == theirs.argmax(-1)).reshape(-1))
+        total = np.zeros(sum(len(array) for array in errors[compared[0].name]))
+        for port in compared:
+            total += np.concatenate(errors[port.name]) / (np.concatenate(values[port.name]).var() or 1.0)
+        count = np.full(len(total), float(len(compared)))
         return Evaluation(
             total,
             count,
-            metric=float(np.sqrt(total.sum() / count.sum()) / scale),
-            scale=scale,
-            agreement=float(np.mean(agreed)) if agreed else None,
+            metric=float(np.sqrt(total.sum() / count.sum())),
+            scale=1.0,
+            agreement=float(np.concatenate(agreed).mean()) if agreed else None,
         )
+
+
+def _each(errors: FloatArray, width: int) -> FloatArray:
+    """Returns the mean error of each of so many sequences; all have the same where no axis counts them."""
+    if len(errors) == width:
+        return np.asarray(errors.reshape(width, -1).mean(axis=1))
+    return np.full(width, errors.mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +234,11 @@ class Classification(_Examples):
             scores = log_probabilities(
                 self._batch_first(outputs[self.output.name], call), self.interface.scale
             )
-            labels = call.labels.astype(np.int64)
+            scores = self._counted(scores, call)
+            labels = self._counted(call.labels, call).astype(np.int64)
+            if labels.size == scores[..., 0].size:
+                labels = labels.reshape(scores.shape[:-1])
+            check_classes(labels, scores)
             used = labels >= 0
             loss = -np.take_along_axis(scores, np.maximum(labels, 0)[..., None], axis=-1)[..., 0] * used
             losses.extend(loss.reshape(len(loss), -1).sum(axis=1))
@@ -252,8 +284,11 @@ class Regression(_Examples):
         losses, weights = [], []
         for call, outputs, _ in self._runs(session, None, part, limit):
             assert call.labels is not None
-            ours = self._batch_first(outputs[self.output.name], call).astype(np.float64)
-            errors = ((ours - call.labels.reshape(ours.shape)) ** 2).reshape(len(ours), -1)
+            ours = self._counted(self._batch_first(outputs[self.output.name], call), call).astype(np.float64)
+            labels = self._counted(call.labels, call)
+            if labels.size != ours.size:
+                check_answers(labels.shape, ours.shape)
+            errors = ((ours - labels.reshape(ours.shape)) ** 2).reshape(len(ours), -1)
             losses.extend(errors.sum(axis=1))
             weights.extend([errors.shape[1]] * len(errors))
         total, count = np.array(losses, dtype=np.float64), np.array(weights, dtype=np.float64)

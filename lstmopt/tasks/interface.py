@@ -41,6 +41,19 @@ class Port:
     sequence_axis: int | None
     rows: str = ""
 
+    @property
+    def each(self) -> tuple[int | None, ...]:
+        """Sizes of one sequence's part; of the whole where no axis counts sequences."""
+        if self.rows:
+            return (None, *self.shape[1:])
+        return tuple(size for axis, size in enumerate(self.shape) if axis != self.batch_axis)
+
+    @property
+    def fixed_steps(self) -> int | None:
+        """Steps of a call where tokens of two axes have a fixed number of them."""
+        fixed = self.sequence_axis is None and len(self.shape) == 2
+        return self.shape[1 - (self.batch_axis or 0)] if fixed else None
+
     def batch_first(self, output: Any, batch: int) -> Any:
         """Returns an output (array or tensor) with sequences on axis 0, steps on axis 1 if it was in rows."""
         if self.rows:
@@ -48,7 +61,16 @@ class Port:
             if self.rows == "batch":
                 return output.reshape(batch, steps, *output.shape[1:])
             return output.reshape(steps, batch, *output.shape[1:]).swapaxes(0, 1)
-        return output.swapaxes(0, self.batch_axis) if self.batch_axis else output
+        for axis in range(self.batch_axis or 0, 0, -1):
+            output = output.swapaxes(axis, axis - 1)
+        return output
+
+    def steps_first(self, scores: Any, batch: int) -> Any:
+        """Returns scores (array or tensor) as ``[sequence, batch, classes]``; those of one step are one."""
+        if self.rows == "sequence" or self.batch_axis != 0:
+            return scores.reshape(-1, batch, scores.shape[-1])
+        scores = self.batch_first(scores, batch)
+        return scores[None] if scores.ndim == 2 else scores.swapaxes(0, 1)
 
 
 @dataclass(frozen=True)
@@ -81,6 +103,10 @@ class Interface:
             and self.outputs[0].shape[-1:] != ()
             and self.outputs[0].shape[-1] in sizes
         )
+
+    def port(self, name: str) -> Port:
+        """Returns an input by its name."""
+        return next(port for port in self.inputs if port.name == name)
 
     def zero_states(self, inputs: Sequence[TensorInfo], batch: int) -> dict[str, Array]:
         """Returns states of zeros in the shapes of a loaded model (resizing changes them)."""
@@ -131,9 +157,8 @@ def read_interface(model: ir.Model) -> Interface:
             continue
         named = OutputAxes(_axis(value, roles, "batch"), _axis(value, roles, "sequence"))
         axes = output_axes(trial, name, named, fixed[0] or TRIAL_BATCH, fixed[0] is not None, probe)
-        outputs.append(
-            Port(name, np.dtype(value.dtype.numpy()), _sizes(value), axes.batch, axes.sequence, axes.rows)
-        )
+        shape = _seen_sizes(_sizes(value), trial.outputs[name].shape, axes)
+        outputs.append(Port(name, np.dtype(value.dtype.numpy()), shape, axes.batch, axes.sequence, axes.rows))
     if not outputs:
         raise LstmoptError("model", "has no output that is not a state", "export it with its real output")
     return Interface(
@@ -148,6 +173,26 @@ def read_interface(model: ir.Model) -> Interface:
 
 def _sizes(value: ir.Value) -> tuple[int | None, ...]:
     return tuple(size if isinstance(size, int) else None for size in value.shape or ())
+
+
+def _seen_sizes(
+    declared: tuple[int | None, ...], seen: tuple[int, ...], axes: OutputAxes
+) -> tuple[int | None, ...]:
+    """Returns an output's declared sizes, or, where it was seen with others, what is known of them.
+
+    Files declare shapes that are not those of their outputs: the last size, which is not one of the axes
+    that grow, is then taken as it was seen.
+    """
+    fits = len(declared) == len(seen) and all(
+        want is None or want == have for want, have in zip(declared, seen, strict=True)
+    )
+    if fits:
+        return declared
+    last = len(seen) - 1
+    return tuple(
+        size if axis == last and axis not in (axes.batch, axes.sequence) else None
+        for axis, size in enumerate(seen)
+    )
 
 
 def _axis(value: ir.Value, roles: Mapping[str, str], role: str) -> int | None:
@@ -200,3 +245,36 @@ def log_probabilities(scores: Array, scale: str) -> npt.NDArray[np.float64]:
         return scores
     top = scores.max(axis=-1, keepdims=True)
     return np.asarray(scores - top - np.log(np.exp(scores - top).sum(axis=-1, keepdims=True)))
+
+
+def check_classes(labels: Array, scores: Array) -> None:
+    """Checks that there is a class for each score, and a score for each class.
+
+    Args:
+        labels: ``[...]``; -1 has no class.
+        scores: ``[..., classes]``.
+
+    Raises:
+        LstmoptError: another shape, or a class that the model does not have.
+    """
+    check_answers(labels.shape, scores.shape[:-1])
+    if labels.size and int(labels.max()) >= scores.shape[-1]:
+        raise LstmoptError(
+            "labels",
+            f"hold class {int(labels.max())}, the model has 0 to {scores.shape[-1] - 1}",
+            "mend the labels",
+        )
+
+
+def check_answers(labels: Sequence[int], answers: Sequence[int]) -> None:
+    """Checks that labels have the shape of what the model answers.
+
+    Raises:
+        LstmoptError: they do not.
+    """
+    if tuple(labels) != tuple(answers):
+        raise LstmoptError(
+            "labels",
+            f"have shape {list(labels)} where the model answers {list(answers)}",
+            "give one label for each answer",
+        )

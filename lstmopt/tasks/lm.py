@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from lstmopt.errors import LstmoptError
-from lstmopt.tasks.base import Array, Batch, Evaluation, Runner
+from lstmopt.tasks.base import Array, Batch, Evaluation, FloatArray, Runner
 from lstmopt.tasks.data import Dataset
-from lstmopt.tasks.interface import Interface, Port, log_probabilities
+from lstmopt.tasks.interface import Interface, Port, check_classes, log_probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,12 +65,7 @@ class LanguageModelling:
     def windows(self, part: Dataset, batch: int, sequence: int) -> Iterator[Batch]:
         """Yields the windows of the columns in order; labels are ``[sequence, batch]``."""
         batch = self.interface.batch or batch
-        axis = self.port.sequence_axis
-        fixed = (
-            self.port.shape[1 - (self.port.batch_axis or 0)]
-            if axis is None and len(self.port.shape) == 2
-            else None
-        )
+        fixed = self.port.fixed_steps
         sequence = fixed or sequence
         columns, labels = self.columns(part, batch)
         last = columns.shape[1] - (1 if labels is None else 0)
@@ -107,66 +102,81 @@ class LanguageModelling:
         """Returns the mean over tokens of the mixed loss (Hinton et al., arXiv 1503.02531, section 2)."""
         from lstmopt.tasks.losses import mixed_categorical_loss
 
-        name = self.interface.outputs[0].name
         width = batch.feeds[self.port.name].shape[self.port.batch_axis or 0]
-        scores = self._steps_first(outputs[name], width)
-        other = None if teacher is None else self._steps_first(teacher[name], width)
+        port = self.interface.outputs[0]
+        scores = port.steps_first(outputs[port.name], width)
+        other = None if teacher is None else port.steps_first(teacher[port.name], width)
         labels = batch.labels if self.labelled else None
         return mixed_categorical_loss(scores, labels, other, self.interface.scale, alpha, temperature)
-
-    def _steps_first(self, scores: Any, batch: int) -> Any:
-        """Returns scores as ``[sequence, batch, vocabulary]``."""
-        port = self.interface.outputs[0]
-        if port.rows == "sequence" or port.batch_axis == 1:
-            return scores.reshape(-1, batch, scores.shape[-1])
-        return port.batch_first(scores, batch).swapaxes(0, 1)
 
     def evaluate(
         self, session: Runner, part: Dataset, *, reference: Runner | None = None, limit: int | None = None
     ) -> Evaluation:
-        """Returns the cross-entropy of blocks of at least 500 tokens, and the perplexity."""
+        """Returns the cross-entropy of blocks of at least 500 tokens, and the perplexity.
+
+        Raises:
+            LstmoptError: fewer tokens than one window, or labels that are not one for each step.
+        """
         if not self.labelled and reference is None:
             raise ValueError("lm without labels: evaluate needs the original")
-        batch = self.interface.batch or self._evaluation_batch(part)
-        name, states, original = self.interface.outputs[0].name, {}, {}
-        losses: list[npt.NDArray[np.float64]] = []
-        lengths: list[int] = []
+        found: list[tuple[FloatArray, FloatArray]] = []
         seen = 0
+        for group, batch in self._groups(part):
+            losses: list[FloatArray] = []
+            for loss in self._losses(session, None if self.labelled else reference, group, batch):
+                losses.append(loss)
+                seen += loss.size
+                if limit is not None and seen >= limit:
+                    break
+            if losses:
+                lengths = np.array([len(loss) for loss in losses])
+                found.append(_blocks(np.stack([loss.sum(axis=0) for loss in losses]), lengths))
+            if limit is not None and seen >= limit:
+                break
+        if not found:
+            count = part.inputs[self.port.name].size
+            raise LstmoptError("data", f"{count} tokens are too few for one window of the model", "give more")
+        blocks, weights = (np.concatenate(items) for items in zip(*found, strict=True))
+        return Evaluation(blocks, weights, float(np.exp(blocks.sum() / weights.sum())))
+
+    def _losses(
+        self, session: Runner, reference: Runner | None, part: Dataset, batch: int
+    ) -> Iterator[FloatArray]:
+        """Yields the loss of each step of each window, ``[steps, batch]``, states carried."""
+        port, scale = self.interface.outputs[0], self.interface.scale
+        states: dict[str, Array] = {}
+        original: dict[str, Array] = {}
         for window in self.windows(part, batch, EVALUATION_WINDOW):
             if window.fresh:
                 states = self.interface.zero_states(session.inputs, batch)
+                original = {} if reference is None else self.interface.zero_states(reference.inputs, batch)
             outputs = session.run({**window.feeds, **states})
             states = self.interface.next_states(outputs)
-            scores = log_probabilities(self._steps_first(outputs[name], batch), self.interface.scale)
-            if self.labelled:
+            scores = log_probabilities(port.steps_first(outputs[port.name], batch), scale)
+            if reference is None:
                 assert window.labels is not None
-                loss = -np.take_along_axis(scores, window.labels[..., None], axis=-1)[..., 0]
+                check_classes(window.labels, scores)
+                yield -np.take_along_axis(scores, window.labels[..., None], axis=-1)[..., 0]
             else:
-                assert reference is not None
-                if window.fresh:
-                    original = self.interface.zero_states(reference.inputs, batch)
                 truth = reference.run({**window.feeds, **original})
                 original = self.interface.next_states(truth)
-                known = log_probabilities(self._steps_first(truth[name], batch), self.interface.scale)
-                loss = -(np.exp(known) * scores).sum(axis=-1)
-            losses.append(loss.sum(axis=0))
-            lengths.append(len(loss))
-            seen += loss.size
-            if limit is not None and seen >= limit:
-                break
-        blocks, weights = _blocks(np.stack(losses), np.array(lengths))
-        return Evaluation(blocks, weights, float(np.exp(blocks.sum() / weights.sum())))
+                known = log_probabilities(port.steps_first(truth[port.name], batch), scale)
+                yield -(np.exp(known) * scores).sum(axis=-1)
 
-    def _evaluation_batch(self, part: Dataset) -> int:
+    def _groups(self, part: Dataset) -> Iterator[tuple[Dataset, int]]:
+        """Yields the data in parts with the batch that each is evaluated in: a few streams together."""
         tokens = part.inputs[self.port.name]
-        if tokens.ndim == 2:
-            return len(tokens)
-        return int(np.clip(len(tokens) // (4 * BLOCK_TOKENS), 1, EVALUATION_BATCH))
+        if self.interface.batch is not None:
+            yield part, self.interface.batch
+        elif tokens.ndim == 2:
+            for start in range(0, len(tokens), EVALUATION_BATCH):
+                group = part.part(slice(start, start + EVALUATION_BATCH))
+                yield group, len(group)
+        else:
+            yield part, int(np.clip(len(tokens) // (4 * BLOCK_TOKENS), 1, EVALUATION_BATCH))
 
 
-def _blocks(
-    losses: npt.NDArray[np.float64], lengths: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _blocks(losses: FloatArray, lengths: npt.NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
     """Joins neighbouring windows of a column to blocks of `BLOCK_TOKENS`; losses are ``[windows, batch]``."""
     number, count, held = np.zeros(len(lengths), dtype=np.int64), 0, 0
     for index, length in enumerate(lengths):

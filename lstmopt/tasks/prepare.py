@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lstmopt import keys
 from lstmopt.errors import LstmoptError
-from lstmopt.tasks.base import Task
-from lstmopt.tasks.data import LABELS, Dataset, Splits, check, read_arrays, split
+from lstmopt.rnn.execution import Reference
+from lstmopt.tasks.base import Runner, Task
+from lstmopt.tasks.checks import check
+from lstmopt.tasks.data import LABELS, Dataset, Splits, read_arrays, split
 from lstmopt.tasks.examples import Classification, Distillation, Regression
 from lstmopt.tasks.interface import Interface, read_interface
 from lstmopt.tasks.lm import LanguageModelling
-from lstmopt.tasks.synthetic import make_splits
+from lstmopt.tasks.synthetic import graph_inputs, make_splits, makes_text
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -84,23 +87,54 @@ def prepare(
         raise LstmoptError(
             "--task lm", "the model does not read tokens and score its vocabulary", "use another task"
         )
-    everything = check(arrays, where, interface, chosen)
+    labelled = chosen != "distill"
+    made = _task(chosen, interface, labelled)
+    session = OfGraph(model)
+
+    def part(source: Any) -> Dataset:
+        found, place = read_arrays(source)
+        return _tried(made, session, check(found, place, interface, chosen), place)
+
+    everything = _tried(made, session, check(arrays, where, interface, chosen), where)
     notes: list[str] = []
     if val is None:
         train, valid = split(everything, stream=chosen == "lm")
+        _tried(made, session, valid, f"{where}, the last tenth")
         notes.append("validation data: the last tenth of the training data, which training does not see")
     else:
-        others, place = read_arrays(val)
-        train, valid = everything, check(others, place, interface, chosen)
-    tested: Dataset | None = None
-    if test is not None:
-        others, place = read_arrays(test)
-        tested = check(others, place, interface, chosen)
-    labelled = chosen != "distill"
+        train, valid = everything, part(val)
+    tested = None if test is None else part(test)
     if not labelled:
         notes.insert(0, UNLABELLED)
     splits = Splits(train, valid, tested)
-    return Prepared(_task(chosen, interface, labelled), splits, labelled, tuple(notes), splits.digest())
+    return Prepared(made, splits, labelled, tuple(notes), splits.digest())
+
+
+class OfGraph:
+    """A graph as a task runs it.
+
+    Args:
+        model: the graph.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.inputs = graph_inputs(model)
+        self.run = Reference(model).run
+
+
+def _tried(task: Task, session: Runner, part: Dataset, where: str) -> Dataset:
+    """Returns the data after the model has answered their first call, in the shape of the labels.
+
+    Raises:
+        LstmoptError: it does not, or no step has a class.
+    """
+    if part.labels is not None and task.name == "classify" and int(part.labels.max()) < 0:
+        raise LstmoptError(f"{where}, array labels", "holds nothing but -1", "give at least one class")
+    try:
+        task.evaluate(session, part, reference=session, limit=1)
+    except LstmoptError as error:
+        raise LstmoptError(where, f"{error.where}: {error.fault}", error.mend) from error
+    return part
 
 
 def describe(
@@ -110,8 +144,7 @@ def describe(
     if data is not None:
         prepared = prepare(model, task=task, data=data, val=val, test=test, seed=0)
         return prepared.task.name, prepared.labelled, prepared.notes
-    interface = read_interface(model)
-    return "lm" if interface.is_language_model and interface.states else "distill", False, (UNLABELLED, MADE)
+    return _made_task(read_interface(model), task), False, (UNLABELLED, MADE)
 
 
 def _guess(interface: Interface, arrays: dict[str, Any]) -> str:
@@ -134,13 +167,26 @@ def _task(name: str, interface: Interface, labelled: bool) -> Task:
             return Distillation(interface)
 
 
+def _made_task(interface: Interface, task: str | None) -> str:
+    """Returns the task on data that are made.
+
+    Raises:
+        LstmoptError: one that needs labels, or text that the model cannot write.
+    """
+    if task in ("classify", "regress"):
+        raise LstmoptError(f"--task {task}", "needs data with labels", "give --data, or use --task distill")
+    if task == "lm" and not makes_text(interface):
+        raise LstmoptError(
+            "--task lm", "the model does not read tokens and score the next of each", "use another task"
+        )
+    return "lm" if makes_text(interface) and task != "distill" else "distill"
+
+
 def _made(
     model: ir.Model, interface: Interface, task: str | None, seed: int, folder: Path | None
 ) -> Prepared:
     """Makes data, or reads what an earlier call with this seed and model has made."""
-    if task in ("classify", "regress"):
-        raise LstmoptError(f"--task {task}", "needs data with labels", "give --data, or use --task distill")
-    chosen = "lm" if interface.is_language_model and interface.states and task != "distill" else "distill"
+    chosen = _made_task(interface, task)
     splits = (
         make_splits(model, interface, seed) if folder is None else _cached(model, interface, seed, folder)
     )
@@ -148,25 +194,26 @@ def _made(
 
 
 def _cached(model: ir.Model, interface: Interface, seed: int, folder: Path) -> Splits:
-    import hashlib
+    from safetensors import SafetensorError, safe_open
+    from safetensors.numpy import save_file
 
-    import onnx_ir as ir
-    from safetensors.numpy import load_file, save_file
-
-    content = hashlib.sha256(ir.to_proto(model).SerializeToString()).hexdigest()
-    key = hashlib.sha256(json.dumps([content, seed, repr(interface)]).encode()).hexdigest()[:16]
+    key = keys.digest(keys.surroundings(), keys.model_digest(model), repr((seed, interface)))
     path = folder / f"made-{key}.safetensors"
-    if path.is_file():
-        arrays = load_file(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            shared = frozenset(json.loads(file.metadata()["shared"]))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         parts = [{n[6:]: a for n, a in arrays.items() if n.startswith(f"{p}.")} for p in ("train", "valid")]
-        return Splits(Dataset(parts[0], None), Dataset(parts[1], None), None, made=True)
-    splits = make_splits(model, interface, seed)
+        train, valid = (Dataset(part, None, shared) for part in parts)
+        return Splits(train, valid, None, made=True)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        splits = make_splits(model, interface, seed)
     arrays = {
-        f"{name}.{key}": np.ascontiguousarray(array)
+        f"{name}.{key}": np.ascontiguousarray(array).reshape(array.shape)  # which may be ()
         for name, part in (("train", splits.train), ("valid", splits.valid))
         for key, array in part.inputs.items()
     }
     beside = path.with_suffix(".tmp")
-    save_file(arrays, beside)
+    save_file(arrays, beside, {"shared": json.dumps(sorted(splits.train.shared))})
     beside.replace(path)
     return splits

@@ -1,0 +1,88 @@
+"""What `--dry-run` shows: the input checked, and what would be done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from lstmopt.pipeline.chain import Pipeline, check_target
+from lstmopt.pipeline.standard import standard_stages
+from lstmopt.pipeline.state import Budget
+from lstmopt.rnn.files import load_model
+from lstmopt.targets import Target, load_target
+
+if TYPE_CHECKING:
+    from lstmopt.passes.back_off import BackOff
+
+
+class Plan(BaseModel):
+    """What `--dry-run` shows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    target: str
+    runtimes: tuple[str, ...]
+    task: str
+    labelled: bool
+    max_degradation: float
+    layers: dict[str, int]
+    stages: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def render(self) -> Any:
+        """Returns the shell's table."""
+        from rich.table import Table
+
+        table = Table(show_header=False)
+        table.add_row("model", self.model)
+        table.add_row("layers", ", ".join(f"{name}: {size} units" for name, size in self.layers.items()))
+        table.add_row("target", f"{self.target}: {', '.join(self.runtimes)}")
+        table.add_row("task", f"{self.task}, {'with' if self.labelled else 'without'} labels")
+        table.add_row("contract", f"at most {self.max_degradation:.2%} degradation")
+        table.add_row("stages", "\n".join(self.stages))
+        for note in self.notes:
+            table.add_row("note", note)
+        return table
+
+
+def plan(
+    model: str | Path,
+    *,
+    target: str | Path | Target = "local",
+    data: Any = None,
+    val: Any = None,
+    test: Any = None,
+    task: str | None = None,
+    max_degradation: float | None = None,
+    back_off: BackOff | None = None,
+    budget: Budget | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Checks everything that `optimize` would read and says what it would do.
+
+    Raises:
+        LstmoptError: bad input.
+    """
+    from lstmopt.rnn.reader import require_rnns
+    from lstmopt.tasks.prepare import describe
+
+    original, chosen = load_model(model), load_target(target)
+    check_target(chosen)
+    layers = require_rnns(original, str(model))
+    name, labelled, notes = describe(original, task=task, data=data, val=val, test=test)
+    stages = standard_stages(back_off)
+    Pipeline(*stages).check()
+    return Plan(
+        model=str(model),
+        target=chosen.name,
+        runtimes=tuple(f"{item.runtime} {'/'.join(item.precisions)}" for item in chosen.runtimes),
+        task=name,
+        labelled=labelled,
+        max_degradation=(0.0 if labelled else 0.01) if max_degradation is None else max_degradation,
+        layers={layer.name: layer.weights.hidden_size for layer in layers if layer.weights is not None},
+        stages=tuple(repr(stage) for stage in stages),
+        notes=(*notes, f"{budget or Budget()}, seed {seed}"),
+    )

@@ -1,0 +1,48 @@
+"""The usual chain: what `lstmopt optimize` runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lstmopt.pipeline.chain import Pipeline
+from lstmopt.pipeline.state import Stage, State
+from lstmopt.rnn.files import load_model
+
+if TYPE_CHECKING:
+    from lstmopt.passes.back_off import BackOff
+
+
+def standard_stages(back_off: BackOff | None = None) -> tuple[Stage, ...]:
+    """Returns the stages of `lstmopt optimize`.
+
+    Args:
+        back_off: sizes, compression and recipe to try; None takes the usual ones.
+    """
+    from lstmopt.passes import BackOff, Export, Peers, Probe, Simplify, Verify
+
+    return Simplify(), Peers(), Probe(step=16, smallest=0.5), back_off or BackOff(), Export(), Verify()
+
+
+def optimize(
+    model: str | Path, *, output: str | Path, back_off: BackOff | None = None, **options: Any
+) -> State:
+    """Optimises a model with the standard stages; see `Pipeline.run` for the other options.
+
+    Args:
+        model: the ONNX file.
+        output: the artifact folder.
+        back_off: sizes, compression and recipe to try; None takes the usual ones.
+        options: of `Pipeline.run`.
+
+    Returns:
+        The last stage's state.
+
+    Raises:
+        LstmoptError: bad input.
+        ContractError: nothing holds the contract.
+    """
+    from lstmopt.rnn.reader import require_rnns
+
+    require_rnns(load_model(model), str(model))
+    return Pipeline(*standard_stages(back_off)).run(model, output=output, **options)
