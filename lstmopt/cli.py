@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lstmopt.targets import Target
 
 FILE = click.Path(path_type=Path)
+Shapes = Sequence[tuple[str, tuple[int, ...]]]
 
 
 class Percent(click.ParamType[float]):
@@ -71,11 +72,20 @@ class InputShape(click.ParamType[tuple[str, tuple[int, ...]]]):
         return match[1], tuple(int(size) for size in match[2].split("x"))
 
 
-def _chosen(target: str, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> Target:
-    """Returns the target with the shapes that were given."""
+def _chosen(target: str, shapes: Shapes, threads: int | None = None) -> Target:
+    """Returns the target with the shapes and the threads that were given."""
     from lstmopt.targets import load_target, with_shapes
 
-    return with_shapes(load_target(target), dict(shapes))
+    chosen = with_shapes(load_target(target), dict(shapes))
+    return chosen if threads is None else chosen.model_copy(update={"threads": threads})
+
+
+def _said(target: str, shapes: Shapes) -> list[str]:
+    """Returns the options that mean the same target in another call."""
+    said = ["--target", target]
+    for name, sizes in shapes:
+        said += ["--shape", f"{name}={'x'.join(map(str, sizes))}"]
+    return said
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -152,7 +162,6 @@ def _save_config(path: Path, ctx: click.Context) -> None:
     path.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 
-_output = click.option("-o", "--output", type=FILE, help="Folder of the artifact.", show_default=True)
 _target = click.option(
     "--target", default="local", show_default=True, help="xeon, local, or a TOML file of your own."
 )
@@ -163,6 +172,9 @@ _shape = click.option(
     multiple=True,
     help="NAME=1x576: a whole input's shape, where batch and sequence do not tell it; repeatable.",
 )
+_threads = click.option(
+    "--threads", type=click.IntRange(min=1), help="Of one inference, in place of the target's."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
@@ -170,6 +182,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdo
 @click.argument("model", type=FILE)
 @_target
 @_shape
+@_threads
 @click.option("--data", help="Training data: FILE.npz or module:function.")
 @click.option("--val", help="Validation data; a tenth of --data where it is not given.")
 @click.option("--test", help="Test data, only reported.")
@@ -183,6 +196,13 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdo
     default=4.0,
     show_default=True,
     help="Times fewer non-zero LSTM weights to aim for.",
+)
+@click.option(
+    "--scale",
+    "scales",
+    type=Percent(),
+    multiple=True,
+    help="Hidden sizes to try, as a share of the original's such as 75%; repeatable.",
 )
 @click.option(
     "--latency-table", "latency_tables", type=FILE, multiple=True, help="Measured before; repeatable."
@@ -216,17 +236,18 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
     call: dict[str, Any] = {
         name: options[name] for name in ("data", "val", "test", "task", "max_degradation", "seed")
     }
-    call["target"] = _chosen(options["target"], options["shapes"])
+    call["target"] = _chosen(options["target"], options["shapes"], options["threads"])
+    call["compression"] = options["compression"]
+    call["scales"] = tuple(sorted(options["scales"])) or None
     budget = pipeline.Budget(seconds=options["budget"], steps=options["steps"])
     if options["dry_run"]:
-        plan = pipeline.plan(model, compression=options["compression"], budget=budget, **call)
+        plan = pipeline.plan(model, budget=budget, **call)
         _print(plan, options["as_json"])
         return
     with progress_shown() as progress:
         state = pipeline.optimize(
             model,
             output=options["output"],
-            compression=options["compression"],
             budget=budget,
             latency_tables=tuple(LatencyTable.load(path) for path in options["latency_tables"]),
             fresh=options["fresh"],
@@ -270,12 +291,14 @@ def _rich(renderable: Any) -> None:
 @click.argument("model", type=FILE)
 @_target
 @_shape
+@_threads
 @click.option("--data", help="Data to measure degradation on: FILE.npz or module:function.")
 @_json
 def advise(
     model: Path,
     target: str,
-    shapes: Sequence[tuple[str, tuple[int, ...]]],
+    shapes: Shapes,
+    threads: int | None,
     data: str | None,
     as_json: bool,
 ) -> None:
@@ -283,7 +306,14 @@ def advise(
     from lstmopt.passes.advise import advise as run
 
     with progress_shown() as progress:
-        advice = run(model, target=_chosen(target, shapes), data=data, progress=progress)
+        advice = run(
+            model,
+            target=_chosen(target, shapes),
+            threads=threads,
+            options=_said(target, shapes),
+            data=data,
+            progress=progress,
+        )
     _print(advice, as_json)
 
 
@@ -333,13 +363,15 @@ def probe(
 @click.argument("models", type=FILE, nargs=-1, required=True)
 @_target
 @_shape
+@_threads
 @click.option("--rounds", type=click.IntRange(min=5), default=30, show_default=True, help="Rounds of blocks.")
 @click.option("--cold", is_flag=True, help="Empty the caches before each call.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def bench(
     models: tuple[Path, ...],
     target: str,
-    shapes: Sequence[tuple[str, tuple[int, ...]]],
+    shapes: Shapes,
+    threads: int | None,
     rounds: int,
     cold: bool,
     as_json: bool,
@@ -348,7 +380,8 @@ def bench(
     from lstmopt.passes.bench import bench as run
 
     with progress_shown() as progress:
-        result = run(models, target=_chosen(target, shapes), rounds=rounds, cold=cold, progress=progress)
+        chosen = _chosen(target, shapes, threads)
+        result = run(models, target=chosen, rounds=rounds, cold=cold, progress=progress)
     _print(result, as_json)
 
 
@@ -381,6 +414,8 @@ def verify(artifact: Path, baseline: Path | None, max_slowdown: float, as_json: 
 )
 @_target
 @_shape
+@_threads
+@click.option("--static", is_flag=True, help="Fix the dynamic axes to the target's shape.")
 @click.option("-o", "--output", type=FILE, required=True, help="Folder to write.")
 @_json
 def export(
@@ -388,19 +423,22 @@ def export(
     runtime: str,
     precision: str,
     target: str,
-    shapes: Sequence[tuple[str, tuple[int, ...]]],
+    shapes: Shapes,
+    threads: int | None,
+    static: bool,
     output: Path,
     as_json: bool,
 ) -> None:
     """Writes MODEL in the form that a runtime executes; no training."""
-    from lstmopt.passes.export import export_model
+    from lstmopt.passes.convert import export_model
 
     with progress_shown() as progress:
         result = export_model(
             model,
             runtime=runtime,
             precision=precision,
-            target=_chosen(target, shapes),
+            target=_chosen(target, shapes, threads),
+            static=static,
             output=output,
             progress=progress,
         )

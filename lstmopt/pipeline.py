@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -332,11 +333,12 @@ def optimize(
         The last stage's state.
 
     Raises:
-        LstmoptError: bad input.
+        LstmoptError: bad input, or torch is missing.
         ContractError: nothing holds the contract.
     """
     from lstmopt.rnn.reader import require_rnns
 
+    _check_torch()
     require_rnns(load_model(model), str(model))
     return Pipeline(*standard_stages(compression, scales, train)).run(model, output=output, **options)
 
@@ -382,22 +384,24 @@ def plan(
     task: str | None = None,
     max_degradation: float | None = None,
     compression: float = 4.0,
+    scales: tuple[float, ...] | None = None,
     budget: Budget | None = None,
     seed: int = 0,
 ) -> Plan:
     """Checks everything that `optimize` would read and says what it would do.
 
     Raises:
-        LstmoptError: bad input.
+        LstmoptError: bad input, or torch is missing.
     """
     from lstmopt.rnn.reader import require_rnns
     from lstmopt.tasks.prepare import describe
 
+    _check_torch()
     original, chosen = load_model(model), load_target(target)
     _check_target(chosen)
     layers = require_rnns(original, str(model))
     name, labelled, notes = describe(original, task=task, data=data, val=val, test=test)
-    stages = standard_stages(compression)
+    stages = standard_stages(compression, scales)
     Pipeline(*stages).check()
     return Plan(
         model=str(model),
@@ -410,6 +414,18 @@ def plan(
         stages=tuple(repr(stage) for stage in stages),
         notes=(*notes, f"{budget or Budget()}, seed {seed}"),
     )
+
+
+def _check_torch() -> None:
+    """Checks, before anything is measured, that training will be possible.
+
+    Raises:
+        LstmoptError: torch is not installed.
+    """
+    if find_spec("torch") is None:
+        raise LstmoptError(
+            "torch", "not installed, and training needs it", "pip install torch, or see lstmopt doctor"
+        )
 
 
 def _check_target(target: Target) -> None:
