@@ -1,6 +1,6 @@
 """How well `advise` foretells what `bench` then measures on the models that were really built.
 
-python benchmarks/advise.py [MODEL.onnx ...]
+python -m benchmarks.advise [MODEL.onnx ...]
 """
 
 from __future__ import annotations
@@ -8,13 +8,15 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from lstmopt.measure.fingerprint import fingerprint
-from lstmopt.passes.advise import _variants, advise
+from lstmopt.passes.advice import Option
+from lstmopt.passes.advise import Commands, advise, variants
 from lstmopt.passes.bench import bench
 from lstmopt.reference.char_lm import model_path
 from lstmopt.rnn.files import load_model, save_model
@@ -23,8 +25,36 @@ from lstmopt.targets import load_target
 ALLOWED = 0.1
 
 
-def compared(model: Path, rounds: int) -> tuple[Table, int, bool]:
-    """Returns a row an option, how many are off by more than 10%, and whether both may be trusted."""
+@dataclass(frozen=True)
+class Prediction:
+    """What `advise` said of an option, and what `bench` says of the model that it stands for.
+
+    Attributes:
+        option: the row of `advise`.
+        latency: of one call as `advise` has it, over that of `bench`.
+        speed: over the model as it is in ONNX Runtime f32, as `advise` has it over that of `bench`; a
+            drift of the whole machine between the two cancels.
+    """
+
+    option: Option
+    latency: float
+    speed: float
+
+    @property
+    def wrong(self) -> bool:
+        return abs(self.speed - 1) > ALLOWED
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All predictions for a model, whether both comparisons may be trusted, and how long advise took."""
+
+    predictions: tuple[Prediction, ...]
+    trusted: bool
+    seconds: float
+
+
+def compared(model: Path, rounds: int = 30) -> Outcome:
     target = load_target("local")
     began = time.monotonic()
     advice = advise(model, target=target)
@@ -32,30 +62,40 @@ def compared(model: Path, rounds: int) -> tuple[Table, int, bool]:
     # The second number knows nothing of the first: files of their own, other processes, another moment.
     with tempfile.TemporaryDirectory() as folder:
         files = {}
-        for index, variant in enumerate(_variants(model, load_model(model), target, Path(folder), [])):
+        commands = Commands(model, ())
+        for index, variant in enumerate(variants(load_model(model), target, Path(folder), [], commands)):
             files[variant.title] = Path(folder) / f"{index}.onnx"
             save_model(variant.built.model, files[variant.title])
         result = bench(list(files.values()), target=target, rounds=rounds)
-    measured = {(row.name, row.runtime, row.precision): row.latency_us.median for row in result.rows}
-    table = Table("option", "runtime", title=f"{model.name}: advise took {took:.0f} s", title_justify="left")
-    for column in ("advise", "bench", "ratio"):
-        table.add_column(column, justify="right")
-    off = 0
+    rows = {(row.name, row.runtime, row.precision): row for row in result.rows}
+    reference = rows[(str(files["as it is"]), "onnxruntime", "f32")]
+    found = []
     for option in advice.options:
-        if option.threads != target.threads:
-            continue
-        built = measured[(str(files[option.name]), option.runtime, option.precision)]
-        ratio = option.latency_us / built
-        wrong = abs(ratio - 1) > ALLOWED
-        off += wrong
-        table.add_row(
-            option.name,
-            f"{option.runtime} {option.precision}",
-            f"{option.latency_us:.0f} us",
-            f"{built:.0f} us",
-            f"{ratio:.3f}{' OFF' if wrong else ''}",
+        if option.threads == target.threads:
+            row = rows[(str(files[option.name]), option.runtime, option.precision)]
+            speed = row.ratio.value / reference.ratio.value
+            found.append(
+                Prediction(option, option.latency_us / row.latency_us.median, option.speedup / speed)
+            )
+    return Outcome(tuple(found), advice.trusted and result.trusted, took)
+
+
+def table(name: str, outcome: Outcome) -> Table:
+    shown = Table(
+        "option", "runtime", title=f"{name}: advise took {outcome.seconds:.0f} s", title_justify="left"
+    )
+    for column in ("advise", "latency over bench's", "speed", "speed over bench's"):
+        shown.add_column(column, justify="right")
+    for item in outcome.predictions:
+        shown.add_row(
+            item.option.name,
+            f"{item.option.runtime} {item.option.precision}",
+            f"{item.option.latency_us:.0f} us",
+            f"{item.latency:.3f}",
+            f"{item.option.speedup:.2f}x",
+            f"{item.speed:.3f}{' OFF' if item.wrong else ''}",
         )
-    return table, off, advice.trusted and result.trusted
+    return shown
 
 
 def main() -> None:
@@ -66,9 +106,12 @@ def main() -> None:
     console = Console(width=120)
     console.print(fingerprint().cpu)
     for model in options.models:
-        table, off, trusted = compared(model, options.rounds)
-        console.print(table)
-        console.print(f"off by more than {ALLOWED:.0%}: {off}" + ("" if trusted else "; not to be trusted"))
+        outcome = compared(model, options.rounds)
+        console.print(table(model.name, outcome))
+        off = sum(item.wrong for item in outcome.predictions)
+        console.print(
+            f"off by more than {ALLOWED:.0%}: {off}" + ("" if outcome.trusted else "; not to be trusted")
+        )
 
 
 if __name__ == "__main__":

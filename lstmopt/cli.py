@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lstmopt.targets import Target
 
 FILE = click.Path(path_type=Path)
+Shapes = Sequence[tuple[str, tuple[int, ...]]]
 
 
 class Percent(click.ParamType[float]):
@@ -72,11 +73,20 @@ class InputShape(click.ParamType[tuple[str, tuple[int, ...]]]):
         return match[1], tuple(int(size) for size in match[2].split("x"))
 
 
-def _chosen(target: str, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> Target:
-    """Returns the target with the shapes that were given."""
+def _chosen(target: str, shapes: Shapes, threads: int | None = None) -> Target:
+    """Returns the target with the shapes and the threads that were given."""
     from lstmopt.targets import load_target, with_shapes
 
-    return with_shapes(load_target(target), dict(shapes))
+    chosen = with_shapes(load_target(target), dict(shapes))
+    return chosen if threads is None else chosen.model_copy(update={"threads": threads})
+
+
+def _said(target: str, shapes: Shapes) -> list[str]:
+    """Returns the options that mean the same target in another call."""
+    said = ["--target", target]
+    for name, sizes in shapes:
+        said += ["--shape", f"{name}={'x'.join(map(str, sizes))}"]
+    return said
 
 
 @click.group(
@@ -163,7 +173,6 @@ def _save_config(path: Path, ctx: click.Context) -> None:
     path.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 
-_output = click.option("-o", "--output", type=FILE, help="Folder of the artifact.", show_default=True)
 _target = click.option(
     "--target", default="local", show_default=True, help="xeon, local, or a TOML file of your own."
 )
@@ -174,6 +183,9 @@ _shape = click.option(
     multiple=True,
     help="NAME=1x576: a whole input's shape, where batch and sequence do not tell it; repeatable.",
 )
+_threads = click.option(
+    "--threads", type=click.IntRange(min=1), help="Of one inference, in place of the target's."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
@@ -181,6 +193,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdo
 @click.argument("model", type=FILE)
 @_target
 @_shape
+@_threads
 @click.option("--data", help="Training data: FILE.npz or module:function.")
 @click.option("--val", help="Validation data; a tenth of --data where it is not given.")
 @click.option("--test", help="Test data, only reported.")
@@ -194,6 +207,13 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdo
     default=4.0,
     show_default=True,
     help="Times fewer non-zero LSTM weights to aim for.",
+)
+@click.option(
+    "--scale",
+    "scales",
+    type=Percent(),
+    multiple=True,
+    help="Hidden sizes to try, as a share of the original's such as 75%; repeatable.",
 )
 @click.option(
     "--latency-table", "latency_tables", type=FILE, multiple=True, help="Measured before; repeatable."
@@ -220,6 +240,7 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
     from lstmopt import pipeline
     from lstmopt.measure.table import LatencyTable
     from lstmopt.passes import BackOff
+    from lstmopt.passes.back_off import SCALES
 
     if options["budget"] is not None and options["steps"] is not None:
         raise click.UsageError("--budget and --steps exclude each other")
@@ -228,18 +249,18 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
     call: dict[str, Any] = {
         name: options[name] for name in ("data", "val", "test", "task", "max_degradation", "seed")
     }
-    call["target"] = _chosen(options["target"], options["shapes"])
-    back_off = BackOff(compression=options["compression"])
+    call["target"] = _chosen(options["target"], options["shapes"], options["threads"])
+    scales = tuple(sorted(options["scales"])) or SCALES
+    call["back_off"] = BackOff(scales=scales, compression=options["compression"])
     budget = pipeline.Budget(seconds=options["budget"], steps=options["steps"])
     if options["dry_run"]:
-        plan = pipeline.plan(model, back_off=back_off, budget=budget, **call)
+        plan = pipeline.plan(model, budget=budget, **call)
         _print(plan, options["as_json"])
         return
     with progress_shown() as progress:
         state = pipeline.optimize(
             model,
             output=options["output"],
-            back_off=back_off,
             budget=budget,
             latency_tables=tuple(LatencyTable.load(path) for path in options["latency_tables"]),
             fresh=options["fresh"],
@@ -283,12 +304,14 @@ def _rich(renderable: Any) -> None:
 @click.argument("model", type=FILE)
 @_target
 @_shape
+@_threads
 @click.option("--data", help="Data to measure degradation on: FILE.npz or module:function.")
 @_json
 def advise(
     model: Path,
     target: str,
-    shapes: Sequence[tuple[str, tuple[int, ...]]],
+    shapes: Shapes,
+    threads: int | None,
     data: str | None,
     as_json: bool,
 ) -> None:
@@ -296,7 +319,14 @@ def advise(
     from lstmopt.passes.advise import advise as run
 
     with progress_shown() as progress:
-        advice = run(model, target=_chosen(target, shapes), data=data, progress=progress)
+        advice = run(
+            model,
+            target=_chosen(target, shapes),
+            threads=threads,
+            options=_said(target, shapes),
+            data=data,
+            progress=progress,
+        )
     _print(advice, as_json)
 
 
@@ -346,13 +376,15 @@ def probe(
 @click.argument("models", type=FILE, nargs=-1, required=True)
 @_target
 @_shape
+@_threads
 @click.option("--rounds", type=click.IntRange(min=5), default=30, show_default=True, help="Rounds of blocks.")
 @click.option("--cold", is_flag=True, help="Empty the caches before each call.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def bench(
     models: tuple[Path, ...],
     target: str,
-    shapes: Sequence[tuple[str, tuple[int, ...]]],
+    shapes: Shapes,
+    threads: int | None,
     rounds: int,
     cold: bool,
     as_json: bool,
@@ -361,7 +393,8 @@ def bench(
     from lstmopt.passes.bench import bench as run
 
     with progress_shown() as progress:
-        result = run(models, target=_chosen(target, shapes), rounds=rounds, cold=cold, progress=progress)
+        chosen = _chosen(target, shapes, threads)
+        result = run(models, target=chosen, rounds=rounds, cold=cold, progress=progress)
     _print(result, as_json)
 
 
@@ -394,6 +427,8 @@ def verify(artifact: Path, baseline: Path | None, max_slowdown: float, as_json: 
 )
 @_target
 @_shape
+@_threads
+@click.option("--static", is_flag=True, help="Fix the dynamic axes to the target's shape.")
 @click.option("-o", "--output", type=FILE, required=True, help="Folder to write.")
 @_json
 def export(
@@ -401,19 +436,22 @@ def export(
     runtime: str,
     precision: str,
     target: str,
-    shapes: Sequence[tuple[str, tuple[int, ...]]],
+    shapes: Shapes,
+    threads: int | None,
+    static: bool,
     output: Path,
     as_json: bool,
 ) -> None:
     """Writes MODEL in the form that a runtime executes; no training."""
-    from lstmopt.passes.export import export_model
+    from lstmopt.passes.convert import export_model
 
     with progress_shown() as progress:
         result = export_model(
             model,
             runtime=runtime,
             precision=precision,
-            target=_chosen(target, shapes),
+            target=_chosen(target, shapes, threads),
+            static=static,
             output=output,
             progress=progress,
         )

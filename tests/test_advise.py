@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
@@ -10,7 +9,17 @@ import numpy as np
 import onnx
 import pytest
 
-from lstmopt.passes.advise import Advice, advise
+from benchmarks.advise import compared
+from lstmopt.measure import Comparison, Ratio
+from lstmopt.measure.fingerprint import available_cores
+from lstmopt.passes.advice import Advice
+from lstmopt.passes.advise import Commands, Variant, advise, rated, smaller_sizes
+from lstmopt.passes.candidates import Built
+from lstmopt.reference.char_lm import model_path
+from lstmopt.report.schema import Manifest
+from lstmopt.rnn.files import load_model
+from lstmopt.rnn.groups import UnitGroup
+from lstmopt.runtimes import RUNTIMES, Deployment
 from lstmopt.targets import RuntimeTarget, Shape, Target
 from tests.real_models import ddddocr, silero_vad
 from tests.test_cli_errors import call, classifier, examples
@@ -52,32 +61,89 @@ def test_every_option_is_measured(advice: Advice) -> None:
         assert (option.error is None) == option.training
         assert option.error is None or option.error < 1e-5
     assert advice.calls == "x [6, 2, 4]"
+    threads = {option.threads for option in advice.options if option.name == "as it is"}
+    assert threads == {1, len(available_cores())}
 
 
-def test_the_speeds_are_those_of_the_latencies(advice: Advice) -> None:
-    (first,) = (
-        option
-        for option in advice.options
-        if option.name == "as it is" and option.precision == "f32" and option.threads == 1
+def simulated(**latencies: float) -> Comparison:
+    """A comparison of runtimes that take exactly so many microseconds for the model as it is."""
+    return Comparison(
+        rounds={f"as it is/{name}/f32": [np.full(3, value)] * 4 for name, value in latencies.items()},
+        aa=Ratio(value=1.0, low=1.0, high=1.0), discarded=0, kept_interrupted=False, processes=2, seed=0,
+    )  # fmt: skip
+
+
+def variant(*runtimes: str) -> Variant:
+    deployments = tuple(
+        Deployment(runtime=name, file=Path("model.onnx"), precision="f32") for name in runtimes
     )
-    assert first.speedup == 1.0
-    for option in advice.options:
-        if option.threads == 1:
-            # medians of rounds against a median of ratios: not the same number, but the same thing
-            assert option.speedup == pytest.approx(first.latency_us / option.latency_us, rel=0.5)
+    built = Built("as it is", load_model(model_path()), deployments, ())
+    return Variant("as it is", built, False, Commands(Path("m.onnx"), ("--target", "mine")).export())
+
+
+def test_speeds_are_over_the_model_as_it_is_in_onnx_runtime() -> None:
+    comparison = simulated(openvino=50.0, onnxruntime=100.0)
+    rows = rated([variant("openvino", "onnxruntime")], comparison, threads=1)
+    speeds = {row.runtime: (row.latency_us, row.speedup) for row in rows}
+    assert speeds["openvino"] == pytest.approx((50.0, 2.0))
+    assert speeds["onnxruntime"] == pytest.approx((100.0, 1.0))
+    # Without ONNX Runtime, over the first one; measured with more threads, over the latency that is given.
+    (alone,) = rated([variant("openvino")], simulated(openvino=50.0), threads=1)
+    assert alone.speedup == pytest.approx(1.0)
+    wide = rated([variant("openvino", "onnxruntime")], simulated(openvino=25.0, onnxruntime=40.0), 2, 100.0)
+    assert [row.speedup for row in wide] == pytest.approx([4.0, 2.5])
+
+
+def test_sizes_are_tried_once_and_never_the_model_s_own() -> None:
+    def sizes(*hidden: int) -> list[list[int]]:
+        groups = [
+            UnitGroup(layers=(f"layer {i}",), hidden_size=size, bundles=(), members=(), pinned=None,
+                      exact=True, readers=(), interface=())
+            for i, size in enumerate(hidden)
+        ]  # fmt: skip
+        return [list(found.values()) for found in smaller_sizes(groups).values()]
+
+    assert sizes(392) == [[288], [192]]
+    assert sizes(16) == [[8]]
+    assert sizes(10) == [[7], [5]]
+    assert sizes(2) == [[1]]
+    assert sizes(1) == []
+    assert sizes(16, 64) == [[8, 48], [8, 32]]
+
+
+@pytest.mark.parametrize("hidden", [16, 1])
+def test_small_layers(hidden: int, folder: Path, tmp_path: Path) -> None:
+    model = classifier(tmp_path / "small.onnx", hidden)
+    result = call("advise", model, "--target", folder / "target.toml", "--json")
+    assert result.returncode == 0, result.stderr
+    names = [option.name for option in Advice.model_validate_json(result.stdout).options]
+    assert names.count("hidden sizes 8") == (hidden == 16)
+    assert all(name in ("as it is", "static shapes", "hidden sizes 8") for name in names)
 
 
 def test_the_command_of_an_option_does_what_it_says(folder: Path, advice: Advice, tmp_path: Path) -> None:
-    for option in advice.options:
-        if option.name != "as it is" or option.threads != 1:
+    for index, option in enumerate(advice.options):
+        program, verb, *arguments = shlex.split(option.command)
+        assert program == "lstmopt" and arguments[-1] == "DIR"
+        output = tmp_path / str(index)
+        arguments[-1] = str(output)
+        if option.training:
+            arguments.remove("--data")
+            arguments.remove("DATA")
+            result = call(verb, *arguments, "--dry-run")
+            share = {"hidden sizes 24": "0.75", "hidden sizes 16": "0.5"}[option.name]
+            assert result.returncode == 0, result.stderr
+            assert f"scales=({share},)" in "".join(result.stdout.split()) and "mine" in result.stdout
             continue
-        program, *arguments = shlex.split(option.command.replace("DIR", str(tmp_path / option.precision)))
-        result = call(*arguments, "--json")
-        assert program == "lstmopt" and result.returncode == 0, result.stderr
-        exported = json.loads(result.stdout)
-        assert exported["deployment"]["precision"] == option.precision
-        assert Path(exported["deployment"]["file"]).is_file()
-        onnx.checker.check_model(exported["deployment"]["file"])
+        result = call(verb, *arguments)
+        assert result.returncode == 0, result.stderr
+        manifest = Manifest.load(output / "manifest.json")
+        (entry,) = manifest.deployments(output)
+        assert (entry.precision, manifest.threads) == (option.precision, option.threads)
+        static = all(isinstance(size, int) for size in entry.input_shapes["x"])
+        assert static == (option.name == "static shapes")
+        assert not static or entry.input_shapes["x"] == (6, 2, 4)
+        onnx.checker.check_model(onnx.load(entry.file))
 
 
 @pytest.mark.deep
@@ -124,3 +190,31 @@ def test_real_models_are_advised_on(name: str) -> None:
         assert not smaller and any("no layer of this model can be resized" in note for note in result.notes)
     else:
         assert smaller
+
+
+@pytest.mark.deep
+def test_the_reference_model_is_advised_on() -> None:
+    result = advise(model_path())
+    names = ("as it is", "static shapes", "hidden sizes 288, 288", "hidden sizes 192, 192")
+    status = {item.name: item.precisions() for item in RUNTIMES}
+    for name in names:
+        rows = {(o.runtime, o.precision) for o in result.options if o.name == name and o.threads == 1}
+        assert rows == {(engine, precision) for engine, known in status.items() for precision in known}
+    assert result.calls.startswith("tokens [35, 1]")
+    for option in result.options:
+        assert (option.error is None) == option.training
+        if option.error is not None:
+            assert option.error < (1e-4 if option.precision == "f32" else 0.2)
+
+
+@pytest.mark.deep
+def test_what_advise_foretells_is_what_bench_measures_on_the_built_models() -> None:
+    """Speeds over the model as it is, within a tenth; each comparison holds the machine's lock."""
+    for _ in range(3):
+        outcome = compared(model_path())
+        if outcome.trusted:
+            break
+    else:
+        pytest.skip("the machine is too busy: no two comparisons could be trusted")
+    assert len({item.option.name for item in outcome.predictions}) == 4
+    assert not [item for item in outcome.predictions if item.wrong]

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lstmopt.bridge.module import OnnxModule, write_back
 from lstmopt.errors import LstmoptError
-from lstmopt.rnn.cells import LSTM
+from lstmopt.rnn.cells import GRU, LSTM
 from lstmopt.rnn.execution import run_model
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.rnn.writer import rnn_model
@@ -126,17 +126,15 @@ def test_sequence_lengths(direction, lengths, peepholes):
 def gru(direction, reset_after):
     rng = np.random.default_rng(1)
     dirs = 2 if direction == "bidirectional" else 1
-    tensors = {
-        "w": (0.5 * rng.standard_normal((dirs, 3 * HIDDEN, INPUTS))).astype(np.float32),
-        "r": (0.5 * rng.standard_normal((dirs, 3 * HIDDEN, HIDDEN))).astype(np.float32),
-        "b": (0.5 * rng.standard_normal((dirs, 6 * HIDDEN))).astype(np.float32),
-    }
-    node = helper.make_node(
-        "GRU", ["x", "w", "r", "b"], ["y", "h"], hidden_size=HIDDEN, direction=direction,
-        linear_before_reset=int(reset_after),
+
+    def floats(*shape):
+        return (0.5 * rng.standard_normal(shape)).astype(np.float32)
+
+    weights = RnnWeights(
+        GRU, direction, floats(dirs, 3, HIDDEN, INPUTS), floats(dirs, 3, HIDDEN, HIDDEN),
+        floats(dirs, 2, 3, HIDDEN), reset_after=reset_after,
     )  # fmt: skip
-    outputs = [info("y", [None] * 4), info("h", [dirs, "batch", HIDDEN])]
-    return model_of([node], [info("x", ["sequence", "batch", INPUTS])], outputs, tensors)
+    return rnn_model(weights, states=True)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
@@ -145,7 +143,7 @@ def test_gru(direction, reset_after):
     model = gru(direction, reset_after)
     feeds = feeds_of(model)
     module = OnnxModule(model).eval()
-    assert set(module.weights) == {"w", "r", "b"}
+    assert set(module.weights) == {"W", "R", "B"}
     with torch.no_grad():
         ours = module({name: torch.from_numpy(array) for name, array in feeds.items()})
     for name, reference in run_model(model, feeds).items():

@@ -14,6 +14,7 @@ import pytest
 import lstmopt
 from lstmopt.passes import Export, Resize, Simplify
 from lstmopt.targets import RuntimeTarget, Target
+from tests.needed import missing
 from tests.test_cli_errors import classifier, examples
 
 OPENVINO = Target(name="openvino", runtimes=(RuntimeTarget(runtime="openvino", precisions=("f32",)),))
@@ -22,7 +23,7 @@ OPENVINO = Target(name="openvino", runtimes=(RuntimeTarget(runtime="openvino", p
 def assert_runs_in_benchmark_app(artifact: Path) -> None:
     program = shutil.which("benchmark_app", path=str(Path(sys.executable).parent))
     if program is None:
-        pytest.skip("this OpenVINO comes without benchmark_app")
+        missing("this OpenVINO comes without benchmark_app")
     manifest = json.loads((artifact / "manifest.json").read_text())
     (entry,) = (item for item in manifest["deploy"] if item["runtime"] == "openvino")
     assert entry["file"] == "openvino/model.xml"

@@ -26,7 +26,7 @@ from lstmopt.report.schema import Manifest, Report
 from lstmopt.rnn.files import load_model
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.targets import RuntimeTarget, Target
-from tests.test_cli_errors import call, classifier, examples
+from tests.test_cli_errors import call, classifier, examples, refused
 from tests.test_measure_table import table
 
 
@@ -164,6 +164,48 @@ def test_verify_compares_with_a_baseline(artifact: Path) -> None:
         check.name: check for check in verify_artifact(artifact, baseline=artifact, max_slowdown=9.0).checks
     }
     assert "of the baseline's latency" in checks["speed against the baseline"].detail
+
+
+def test_a_slower_artifact_is_exit_code_1(tmp_path: Path) -> None:
+    """Two artifacts of really different speed, through the shell: 512 hidden units against 16."""
+    for name, hidden in (("slow", 512), ("fast", 16)):
+        classifier(tmp_path / f"{name}.onnx", hidden)
+        lstmopt.Pipeline(Simplify(), Export(5), Verify()).run(
+            tmp_path / f"{name}.onnx",
+            target=ONE,
+            data=examples(tmp_path / "data.npz", 60),
+            output=tmp_path / name,
+            max_degradation=0.01,
+        )
+    before = sorted((tmp_path / "slow").rglob("*"))
+    result = call(
+        "verify", tmp_path / "slow", "--baseline", tmp_path / "fast", "--max-slowdown", "5%", "--json"
+    )
+    checks = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert [name for name, check in checks.items() if not check["passed"]] == ["speed against the baseline"]
+    refused(result, "slow", "speed against the baseline", "1.050 allowed", code=1)
+    # Slower by what was measured, not because the machine was too busy to tell.
+    ratio = re.match(r"([\d.]+) \[", checks["speed against the baseline"]["detail"])
+    assert ratio is not None and float(ratio[1]) > 1.05
+    assert sorted((tmp_path / "slow").rglob("*")) == before
+
+
+def test_a_contract_that_nothing_can_hold_through_the_shell(tmp_path: Path) -> None:
+    """The labels are the outputs of ONNX Runtime to the last bit, and the target has OpenVINO alone."""
+    model = classifier(tmp_path / "model.onnx", 24)
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(5).standard_normal((60, 6, 4)).astype(np.float32)
+    scores = session.run(None, {"x": x.transpose(1, 0, 2)})[0]
+    examples(tmp_path / "data.npz", 60, x=x, labels=scores)
+    (tmp_path / "target.toml").write_text(
+        "name = 'openvino'\n[[runtimes]]\nruntime = 'openvino'\nprecisions = ['f32']\n"
+    )
+    result = call(
+        "optimize", model, "--target", tmp_path / "target.toml", "--data", tmp_path / "data.npz",
+        "--task", "regress", "--steps", 2, "--scale", "50%", "-o", tmp_path / "out",
+    )  # fmt: skip
+    refused(result, "no candidate degrades by at most 0.00%", code=1)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".run"]
 
 
 def test_the_same_call_takes_its_stages_from_before(folder: Path, tmp_path: Path) -> None:

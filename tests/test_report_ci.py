@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-yaml = pytest.importorskip("yaml", reason="pyyaml is a development dependency")
-cli = pytest.importorskip("lstmopt.cli", reason="there is no command line yet").cli
+from lstmopt.cli import cli
 
 ROOT = Path(__file__).parent.parent
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))

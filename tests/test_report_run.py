@@ -27,6 +27,7 @@ from lstmopt.report.golden import Golden, play, read_golden, write_golden
 from lstmopt.report.runner import run_script
 from lstmopt.report.schema import Manifest, StateRecord
 from lstmopt.runtimes import open_session, runtime
+from tests.needed import missing
 from tests.report_samples import MACHINE
 
 MODEL = Path(str(files("lstmopt.reference").joinpath("char_lm.onnx")))
@@ -232,7 +233,7 @@ def fresh(folder: Path, *packages: str) -> Path:
         [python, "-m", "pip", "install", "-q", *pinned], capture_output=True, text=True
     )
     if installed.returncode:
-        pytest.skip(f"pip cannot install {', '.join(packages)} here: {installed.stderr.strip()[-200:]}")
+        missing(f"pip cannot install {', '.join(packages)} here: {installed.stderr.strip()[-200:]}")
     return python
 
 

@@ -19,12 +19,13 @@ from lstmopt.errors import LstmoptError
 from lstmopt.passes.simplify import simplify
 from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.execution import run_model
-from lstmopt.rnn.files import load_model
+from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.inspection import Inspection, inspect_model
 from lstmopt.rnn.reader import require_rnns
 from lstmopt.rnn.states import StatePair, state_pairs
 from lstmopt.rnn.writer import rnn_model
 from tests.graphs import Drawn, lstm_graphs
+from tests.test_real_models import RUNTIMES, exported, in_onnxruntime, stream
 from tests.test_rnn_reader import random_weights
 
 
@@ -134,6 +135,19 @@ def test_decomposed_cells_survive_simplify_with_states_fed_back(decomposed: ir.M
             np.testing.assert_allclose(got[name], array, rtol=0, atol=1e-5 * np.abs(array).max())
         for pair in state_pairs(decomposed):
             feeds[pair.input], other[pair.input] = expected[pair.output], got[pair.output]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_decomposed_cells_are_exported_as_they_are(
+    decomposed: ir.Model, runtime: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "cell.onnx"
+    save_model(decomposed, path)
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((4, 2, 5)).astype(np.float32)} for _ in range(20)]
+    runs = in_onnxruntime(path), exported(path, runtime, tmp_path / "out")
+    heard = stream(runs, feeds, {"h_in": "h_out", "c_in": "c_out"}, np.zeros((2, 7), np.float32))
+    assert len({float(value[0]) for value in heard}) > 10
 
 
 def test_json_is_plain(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_bare_layer_holds_its_weights(direction, hidden, inputs, dtype, states
     (layer,) = find_rnns(model)
     for name in ("w", "r", "b", "p"):
         assert getattr(layer.weights, name).tobytes() == getattr(weights, name).tobytes()
-    assert layer.weights.direction == direction and layer.weights.has_default_activations
+    assert layer.weights.direction == direction and not layer.weights.activations
 
 
 def reference_lstm(weights: RnnWeights, x: np.ndarray) -> np.ndarray:
@@ -223,9 +223,3 @@ def test_layers_in_subgraphs_are_found_and_left_alone() -> None:
     assert {layer.where for layer in layers} == {"If choice then_branch", "If choice else_branch"}
     assert len({layer.name for layer in layers}) == 2
     assert all(not layer.supported and "subgraphs" in layer.reason for layer in layers)
-
-
-def test_names_of_the_defaults_are_the_defaults() -> None:
-    plain = random_weights(np.random.default_rng(0))
-    assert replace(plain, activations=("Sigmoid", "Tanh", "Tanh")).has_default_activations
-    assert not replace(plain, activations=("Sigmoid", "Relu", "Tanh")).has_default_activations

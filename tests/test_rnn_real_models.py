@@ -18,8 +18,9 @@ from lstmopt.rnn.inspection import inspect_model
 from lstmopt.rnn.plan import Plan
 from lstmopt.rnn.reader import find_rnns, require_rnns
 from lstmopt.rnn.states import StatePair, state_pairs
-from lstmopt.rnn.surgery import keep_units, resize
+from lstmopt.rnn.surgery import resize
 from tests.real_models import ddddocr, silero_vad
+from tests.test_rnn_resize import keep_units
 
 
 def through_a_file(model: ir.Model, folder: Path) -> ir.Model:
@@ -133,8 +134,9 @@ def test_ddddocr_loses_dead_units_without_a_trace(
     analysis = analyse(dead)
     rng = np.random.default_rng(0)
     keep = [np.sort(rng.permutation(512)[:336]) for _ in range(2)]
-    silence(dead, Plan(analysis, {lane.base: keep[lane.direction] for lane in analysis.flow.lanes}))
-    small = through_a_file(keep_units(dead, {group.layers[0]: keep}).model, tmp_path)
+    order = {lane.base: keep[lane.direction] for lane in analysis.flow.lanes}
+    silence(dead, Plan(analysis, order))
+    small = through_a_file(keep_units(dead, order), tmp_path)
     (layer,) = find_rnns(small)
     assert layer.weights.r.shape == (2, 4, 336, 336)
     before, after = Reference(dead), Reference(small)

@@ -84,18 +84,6 @@ def _control(
     return [value for value in carried if value is not None] + [torch.stack(scan) for scan in scans]
 
 
-def missing_ops(model: ir.Model) -> tuple[str, ...]:
-    """Returns the operators of a model that the bridge lacks, as ``Op (node name)``, in their order."""
-    missing: dict[str, None] = {}
-    for _, node in walk(model.graph):
-        if node.op_type == "Constant" and node.domain in DOMAINS:
-            continue
-        if node.domain not in DOMAINS or node.op_type not in OPS and node.op_type not in CONTROL:
-            title = f"{node.domain}.{node.op_type}" if node.domain not in DOMAINS else node.op_type
-            missing.setdefault(f"{title} ({node_name(node)})")
-    return tuple(missing)
-
-
 def node_name(node: ir.Node) -> str:
     """Returns a node's name, or its first output's."""
     return str(node.name or next((value.name for value in node.outputs if value.name), node.op_type))

@@ -11,6 +11,7 @@ from torch import _VF, Tensor
 from torch.nn import functional as F
 
 from lstmopt.bridge.node import Node, Op
+from lstmopt.rnn.cells import GRU, LSTM, CellSpec
 
 Activation = Callable[[Tensor], Tensor]
 States = tuple[Tensor, ...]
@@ -42,9 +43,9 @@ WITH_ALPHA = frozenset({"affine", "leakyrelu", "thresholdedrelu", "scaledtanh", 
 WITH_BETA = frozenset({"affine", "scaledtanh", "hardsigmoid"})
 
 
-def _activations(node: Node, default: tuple[str, ...], directions: int) -> list[tuple[Activation, ...]]:
+def _activations(node: Node, cell: CellSpec, directions: int) -> list[tuple[Activation, ...]]:
     """Returns the activations of each direction, with the alphas and betas that theirs take."""
-    names = tuple(node.get("activations") or default * directions)
+    names = tuple(node.get("activations") or cell.activations * directions)
     alphas, betas = list(node.get("activation_alpha") or ()), list(node.get("activation_beta") or ())
     made: list[Activation] = []
     for name in names:
@@ -54,14 +55,14 @@ def _activations(node: Node, default: tuple[str, ...], directions: int) -> list[
         if function is None:
             raise node.error(f"activation {name!r} is not supported")
         made.append(function)
-    each = len(default)
+    each = len(cell.activations)
     return [tuple(made[i * each : (i + 1) * each]) for i in range(directions)]
 
 
-def _is_default(node: Node, default: tuple[str, ...], directions: int) -> bool:
+def _is_default(node: Node, cell: CellSpec, directions: int) -> bool:
     names = tuple(node.get("activations") or ())
     return not names or tuple(name.lower() for name in names) == tuple(
-        name.lower() for name in default * directions
+        name.lower() for name in cell.activations * directions
     )
 
 
@@ -217,12 +218,6 @@ def _clipped(x: Tensor, bound: float | None) -> Tensor:
     return x if bound is None else x.clamp(-bound, bound)
 
 
-LSTM_DEFAULT = ("Sigmoid", "Tanh", "Tanh")
-GRU_DEFAULT = ("Sigmoid", "Tanh")
-LSTM_TO_TORCH = (0, 2, 3, 1)
-GRU_TO_TORCH = (1, 0, 2)
-
-
 def lstm(
     node: Node,
     x: Tensor,
@@ -238,28 +233,29 @@ def lstm(
     call = _operands(node, x, w, r, b, lengths, [initial_h, initial_c])
     bound = node.get("clip")
     plain = p is None and bound is None and not node.get("input_forget", 0)
-    if plain and _is_default(node, LSTM_DEFAULT, call.directions):
-        return _results(node, *_fused(_VF.lstm, call, LSTM_TO_TORCH, stateful=True))
-    activations = _activations(node, LSTM_DEFAULT, call.directions)
+    if plain and _is_default(node, LSTM, call.directions):
+        return _results(node, *_fused(_VF.lstm, call, LSTM.to_torch, stateful=True))
+    activations = _activations(node, LSTM, call.directions)
 
     def make(direction: int) -> tuple[Tensor, Step]:
         bias = None if b is None else sum(b[direction].chunk(2))
         inputs = F.linear(call.x, w[direction], bias)  # type: ignore[arg-type]
-        peepholes = (None, None, None) if p is None else p[direction].chunk(3)
+        peepholes = {} if p is None else LSTM.by_peephole(p[direction].chunk(len(LSTM.peepholes)))
         f, g, h = activations[direction]
 
         def step(row: Tensor, states: States) -> States:
             hidden, cell = states
-            i, o, forget, c = (row + hidden @ r[direction].t()).chunk(4, dim=-1)
-            pi, po, pf = peepholes
-            i = f(_clipped(i if pi is None else i + pi * cell, bound))
-            if node.get("input_forget", 0):
-                forget = 1 - i
-            else:
-                forget = f(_clipped(forget if pf is None else forget + pf * cell, bound))
-            cell = forget * cell + i * g(_clipped(c, bound))
-            o = f(_clipped(o if po is None else o + po * cell, bound))
-            return o * h(cell), cell
+            product = row + hidden @ r[direction].t()
+            gates = LSTM.by_gate(product.chunk(len(LSTM.gates), dim=-1))
+
+            def opened(gate: str, seen: Tensor) -> Tensor:
+                x = gates[gate] + peepholes[gate] * seen if peepholes else gates[gate]
+                return f(_clipped(x, bound))
+
+            i = opened("i", cell)
+            forget = 1 - i if node.get("input_forget", 0) else opened("f", cell)
+            cell = forget * cell + i * g(_clipped(gates["c"], bound))
+            return opened("o", cell) * h(cell), cell
 
         return inputs, step
 
@@ -278,28 +274,29 @@ def gru(
     """ONNX's GRU, either reset form."""
     call = _operands(node, x, w, r, b, lengths, [initial_h])
     bound, after = node.get("clip"), node.get("linear_before_reset", 0)
-    if after and bound is None and _is_default(node, GRU_DEFAULT, call.directions):
-        return _results(node, *_fused(_VF.gru, call, GRU_TO_TORCH, stateful=False))
-    activations = _activations(node, GRU_DEFAULT, call.directions)
+    if after and bound is None and _is_default(node, GRU, call.directions):
+        return _results(node, *_fused(_VF.gru, call, GRU.to_torch, stateful=False))
+    activations = _activations(node, GRU, call.directions)
 
     def make(direction: int) -> tuple[Tensor, Step]:
         zero = w.new_zeros(w.shape[1])
         wb, rb = (zero, zero) if b is None else b[direction].chunk(2)
         inputs = F.linear(call.x, w[direction], wb)
-        gates, new_gate = r[direction].tensor_split([2 * r.shape[-1]])
-        gate_bias, new_bias = rb.tensor_split([2 * r.shape[-1]])
+        count = len(GRU.gates)
+        matrices, biases = GRU.by_gate(r[direction].chunk(count)), GRU.by_gate(rb.chunk(count))
         f, g = activations[direction]
 
         def step(row: Tensor, states: States) -> States:
             (hidden,) = states
-            size = hidden.shape[-1]
-            z, reset = (row[:, : 2 * size] + F.linear(hidden, gates, gate_bias)).chunk(2, dim=-1)
-            z, reset = f(_clipped(z, bound)), f(_clipped(reset, bound))
-            if after:
-                inner = reset * F.linear(hidden, new_gate, new_bias)
-            else:
-                inner = F.linear(reset * hidden, new_gate, new_bias)
-            new = g(_clipped(row[:, 2 * size :] + inner, bound))
+            given = GRU.by_gate(row.chunk(count, dim=-1))
+
+            def product(gate: str, read: Tensor) -> Tensor:
+                return F.linear(read, matrices[gate], biases[gate])
+
+            z = f(_clipped(given["z"] + product("z", hidden), bound))
+            reset = f(_clipped(given["r"] + product("r", hidden), bound))
+            inner = reset * product("h", hidden) if after else product("h", reset * hidden)
+            new = g(_clipped(given["h"] + inner, bound))
             return ((1 - z) * new + z * hidden,)
 
         return inputs, step

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
-
 from lstmopt import measure
 from lstmopt.errors import LstmoptError
 from lstmopt.measure.fingerprint import available_cores, fingerprint
+from lstmopt.passes.advice import Advice, Option
 from lstmopt.passes.candidates import Built, build, key, timing_calls
+from lstmopt.passes.convert import fixed
+from lstmopt.rnn.examples import dynamic_axes
 from lstmopt.rnn.files import load_model
-from lstmopt.rnn.groups import unit_groups
+from lstmopt.rnn.groups import UnitGroup, unit_groups
 from lstmopt.rnn.states import state_pairs
 from lstmopt.rnn.surgery import resize
-from lstmopt.runtimes import RUNTIMES, open_session
+from lstmopt.runtimes import RUNTIMES, Deployment, open_session
 from lstmopt.targets import Target, load_target
 
 if TYPE_CHECKING:
@@ -28,111 +30,27 @@ if TYPE_CHECKING:
 SHARES = (0.75, 0.5)
 """Hidden sizes that are tried, as shares of the original's."""
 
+STEP = 8
+"""Hidden sizes that are tried are multiples of it, where they are not smaller."""
+
 Progress = Callable[[str, float], None]
 
 
-class Option(BaseModel):
-    """One thing that could be done.
-
-    Attributes:
-        name: what it is.
-        runtime: where it was measured.
-        precision: in which precision.
-        threads: of one inference.
-        latency_us: median of one call.
-        speedup: latency of the model as it is in ONNX Runtime f32, over this one's.
-        low: lower end of its 95% interval.
-        high: upper end.
-        error: relative error of the outputs against f32, or the degradation on the data where given; None
-            where training has to follow.
-        training: whether it needs training.
-        command: what to type for it.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    runtime: str
-    precision: str
-    threads: int
-    latency_us: float
-    speedup: float
-    low: float
-    high: float
-    error: float | None
-    training: bool
-    command: str
-
-
-class Advice(BaseModel):
-    """What `lstmopt advise` has measured.
-
-    Attributes:
-        source: the model.
-        cpu: the machine.
-        target: the target's name.
-        calls: shapes that were timed.
-        error: what `Option.error` is.
-        options: fastest first.
-        notes: what could not be measured, and why.
-        trusted: whether a model was as fast as itself within 2%.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    source: str
-    cpu: str
-    target: str
-    calls: str
-    error: str
-    options: tuple[Option, ...]
-    notes: tuple[str, ...]
-    trusted: bool
-
-    def render(self) -> Any:
-        """Returns the shell's table."""
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title_justify="left")
-        table.add_column("option", overflow="fold")
-        table.add_column("runtime")
-        for column in ("threads", "latency", "speed", self.error):
-            table.add_column(column, justify="right")
-        table.add_column("command", overflow="fold")
-        for option in self.options:
-            error = (
-                "after training"
-                if option.training
-                else "-"
-                if option.error is None
-                else f"{option.error:.2%}"
-            )
-            table.add_row(
-                option.name,
-                f"{option.runtime} {option.precision}",
-                str(option.threads),
-                f"{option.latency_us:.0f} us",
-                f"{option.speedup:.2f}x ({option.low:.2f}..{option.high:.2f})",
-                error,
-                option.command,
-            )
-        head = Text(f"{self.source} on {self.cpu}, target {self.target}, {self.calls}")
-        notes = [Text(f"Note: {note}") for note in self.notes]
-        if not self.trusted:
-            notes.insert(0, Text("The machine is too busy: these latencies are not to be trusted"))
-        return Group(head, table, *notes)
-
-
 @dataclass(frozen=True, eq=False)
-class _Variant:
-    """A model to be measured, with what a user would do for it."""
+class Variant:
+    """A model to be measured, with what a user would do for it.
+
+    Attributes:
+        title: what it is.
+        built: the model as each runtime loads it.
+        training: whether it needs training.
+        command: what to type for a deployment of it.
+    """
 
     title: str
     built: Built
     training: bool
-    command: str
+    command: Callable[[Deployment], str]
 
 
 def advise(
@@ -140,6 +58,8 @@ def advise(
     *,
     target: str | Path | Target = "local",
     data: Any = None,
+    threads: int | None = None,
+    options: Sequence[str] | None = None,
     seed: int = 0,
     progress: Progress = lambda text, fraction: None,
 ) -> Advice:
@@ -149,6 +69,9 @@ def advise(
         model: the ONNX file.
         target: for runtimes, precisions, threads and shapes.
         data: where given, the degradation of each dense option is measured on its last tenth.
+        threads: of one inference, in place of the target's.
+        options: what a command of the shell needs to mean the same target, such as ``--target mine.toml
+            --shape x=6x2x4``; the target's name where None.
         seed: of random inputs.
         progress: told how far it is.
 
@@ -158,17 +81,25 @@ def advise(
     path = Path(model)
     original = load_model(path)
     chosen = load_target(target)
+    if options is None:
+        options = ("--target", chosen.name if isinstance(target, Target) else str(target))
+    commands = Commands(path, options, str(data) if isinstance(data, (str, Path)) else "DATA", threads)
+    if threads is not None:
+        chosen = chosen.model_copy(update={"threads": threads})
     notes = [f"{status.name}: {status.reason}" for status in (r.status() for r in RUNTIMES) if status.reason]
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder:
-        variants = list(_variants(path, original, chosen, Path(folder), notes))
-        options, trusted = _measure(variants, chosen, chosen.threads, seed, progress)
+        found = list(variants(original, chosen, Path(folder), notes, commands))
+        comparison = _compare(found, chosen, chosen.threads, seed, progress)
+        rows, trusted = rated(found, comparison, chosen.threads), comparison.trusted
         more = len(available_cores())
         if more > chosen.threads:
             # Threads only matter for the model as it is: sessions of other models scale alike.
-            wider, also = _measure(variants[:1], chosen, more, seed, progress, base=options)
-            options, trusted = options + wider, trusted and also
-        errors, name = _errors(variants, original, chosen, data, seed, progress)
-    filled = [o.model_copy(update={"error": errors.get((o.name, o.runtime, o.precision))}) for o in options]
+            wide = [replace(found[0], command=replace(commands, threads=more).export())]
+            wider = _compare(wide, chosen, more, seed, progress)
+            reference = rows[0].latency_us * rows[0].speedup
+            rows, trusted = rows + rated(wide, wider, more, reference), trusted and wider.trusted
+        errors, name = _errors(found, original, chosen, data, seed, progress)
+    filled = [o.model_copy(update={"error": errors.get((o.name, o.runtime, o.precision))}) for o in rows]
     notes.append(
         "sparsity: these runtimes execute zeros like other numbers; it makes the model smaller, not faster"
     )
@@ -185,120 +116,162 @@ def advise(
     )
 
 
-def _variants(
-    path: Path, original: ir.Model, target: Target, folder: Path, notes: list[str]
-) -> Iterator[_Variant]:
-    """Yields the model as it is, with static shapes, and with smaller dimensions."""
-    quoted = f"'{path}'" if " " in str(path) else str(path)
+@dataclass(frozen=True)
+class Commands:
+    """What to type for an option.
+
+    Attributes:
+        path: the model.
+        target: options that name the target.
+        data: what stands for the training data.
+        threads: of one inference, where they are not the target's.
+    """
+
+    path: Path
+    target: Sequence[str]
+    data: str = "DATA"
+    threads: int | None = None
+
+    def export(self, *more: str) -> Callable[[Deployment], str]:
+        """Returns the call that writes the model in the form of a deployment."""
+        return lambda item: self._call("export", "--runtime", item.runtime, "--format", item.precision, *more)
+
+    def optimize(self, *more: str) -> Callable[[Deployment], str]:
+        """Returns the call that trains; it finds runtime and precision by itself."""
+        return lambda item: self._call("optimize", "--data", self.data, *more)
+
+    def _call(self, verb: str, *more: str) -> str:
+        threads = () if self.threads is None else ("--threads", str(self.threads))
+        return shlex.join(["lstmopt", verb, str(self.path), *more, *self.target, *threads, "-o", "DIR"])
+
+
+def variants(
+    original: ir.Model, target: Target, folder: Path, notes: list[str], commands: Commands
+) -> Iterator[Variant]:
+    """Yields the model as it is, with static shapes, and with smaller dimensions.
+
+    Args:
+        original: the graph.
+        target: runtimes, precisions and shapes.
+        folder: where the built files go.
+        notes: gets a line for each thing that cannot be done.
+        commands: what to type.
+    """
     built = build("as it is", original, target, folder)
     notes.extend(built.notes)
-    yield _Variant(
-        "as it is",
-        built,
-        False,
-        f"lstmopt export {quoted} --runtime {{runtime}} --format {{precision}} -o DIR",
-    )
-    if len(target.shapes) == 1:
-        static = _static(original, target)
-        if static is not None:
-            yield _Variant(
-                "static shapes",
-                build("static shapes", static, target, folder),
-                False,
-                "set the model's dynamic axes to the target's shape before export",
-            )
+    yield Variant("as it is", built, False, commands.export())
+    if len(target.shapes) == 1 and dynamic_axes(original):
+        try:
+            static = build("static shapes", fixed(original, target), target, folder)
+            yield Variant("static shapes", static, False, commands.export("--static"))
+        except LstmoptError as error:
+            notes.append(f"static shapes: {error.fault}")
     groups = [group for group in unit_groups(original) if group.pinned is None]
     if not groups:
         notes.append("smaller dimensions: no layer of this model can be resized; lstmopt inspect says why")
         return
-    for share in SHARES:
-        sizes = {
-            name: max(1, int(group.hidden_size * share) // 8 * 8 or 1)
-            for group in groups
-            for name in group.layers
-        }
+    for share, sizes in smaller_sizes(groups).items():
         title = f"hidden sizes {', '.join(str(size) for size in sizes.values())}"
         try:
-            smaller = resize(original, sizes).model
+            smaller = build(title, resize(original, sizes).model, target, folder)
         except LstmoptError as error:
             notes.append(f"{title}: {error.fault}")
             continue
-        command = f"lstmopt optimize {quoted} --target {target.name} --data DATA -o DIR"
-        yield _Variant(title, build(title, smaller, target, folder), True, command)
+        command = commands.optimize("--scale", f"{share:.0%}")
+        yield Variant(title, smaller, True, command)
 
 
-def _static(model: ir.Model, target: Target) -> ir.Model | None:
-    """Returns a copy with fixed sizes, or None where nothing is dynamic."""
-    import onnx_ir as ir
+def smaller_sizes(groups: Sequence[UnitGroup]) -> dict[float, dict[str, int]]:
+    """Returns hidden sizes by layer for each share of `SHARES` that gives others than those before.
 
-    feeds = timing_calls(model, target, 0)[0][1]
-    if all(isinstance(size, int) for value in model.graph.inputs for size in value.shape or ()):
-        return None
-    copy = model.clone()
-    for value in copy.graph.inputs:
-        if str(value.name) in feeds:
-            value.shape = ir.Shape(feeds[str(value.name)].shape)
-    return copy
+    Args:
+        groups: layers that change together, in the sizes that they have.
+    """
+    seen = [{name: group.hidden_size for group in groups for name in group.layers}]
+    found: dict[float, dict[str, int]] = {}
+    for share in SHARES:
+        sizes = {
+            name: _rounded(group.hidden_size * share) for group in groups for name in group.layers
+        }
+        if sizes not in seen:
+            seen.append(sizes)
+            found[share] = sizes
+    return found
 
 
-def _measure(
-    variants: list[_Variant],
-    target: Target,
-    threads: int,
-    seed: int,
-    progress: Progress,
-    base: list[Option] | None = None,
-) -> tuple[list[Option], bool]:
+def _rounded(size: float) -> int:
+    """Returns the next smaller multiple of `STEP`, of 1 below it."""
+    whole = max(1, int(size))
+    return whole if whole < STEP else whole - whole % STEP
+
+
+def _compare(
+    found: Sequence[Variant], target: Target, threads: int, seed: int, progress: Progress
+) -> measure.Comparison:
     """Times every deployment of the variants together."""
     candidates = [
         measure.Candidate(
             key(item.title, deployment), deployment, timing_calls(item.built.model, target, seed)
         )
-        for item in variants
+        for item in found
         for deployment in item.built.deployments
     ]
-    comparison = measure.compare(candidates, threads=threads, rounds=12, seed=seed, progress=progress)
+    return measure.compare(candidates, threads=threads, rounds=12, seed=seed, progress=progress)
+
+
+def rated(
+    found: Sequence[Variant],
+    comparison: measure.Comparison,
+    threads: int,
+    reference_us: float | None = None,
+) -> list[Option]:
+    """Returns a row for each deployment of the variants.
+
+    Args:
+        found: the variants, the model as it is first.
+        comparison: their latencies, by `candidates.key`.
+        threads: of one inference.
+        reference_us: the latency that speeds are over, where it is not this comparison's own of the model
+            as it is in ONNX Runtime f32 (without one: in the first deployment).
+    """
+    pairs = [(item, deployment) for item in found for deployment in item.built.deployments]
     first = next(
         (
-            c.name
-            for c in candidates
-            if c.deployment.runtime == "onnxruntime" and c.deployment.precision == "f32"
+            key(item.title, d)
+            for item, d in pairs
+            if d.runtime == "onnxruntime" and d.precision == "f32"
         ),
-        candidates[0].name,
+        key(pairs[0][0].title, pairs[0][1]),
     )
-    reference = None
-    if base is not None:
-        reference = next((o.latency_us * o.speedup for o in base), None)
-    options = []
-    for item in variants:
-        for deployment in item.built.deployments:
-            name = key(item.title, deployment)
-            latency, ratio = comparison.timing(name), comparison.ratio(first, name)
-            scale = 1.0 if reference is None else reference / comparison.timing(first).median
-            options.append(
-                Option(
-                    name=item.title,
-                    runtime=deployment.runtime,
-                    precision=deployment.precision,
-                    threads=threads,
-                    latency_us=latency.median,
-                    speedup=ratio.value * scale,
-                    low=ratio.low * scale,
-                    high=ratio.high * scale,
-                    error=None,
-                    training=item.training,
-                    command=item.command.format(runtime=deployment.runtime, precision=deployment.precision),
-                )
+    scale = 1.0 if reference_us is None else reference_us / comparison.timing(first).median
+    rows = []
+    for item, deployment in pairs:
+        name = key(item.title, deployment)
+        ratio = comparison.ratio(first, name)
+        rows.append(
+            Option(
+                name=item.title,
+                runtime=deployment.runtime,
+                precision=deployment.precision,
+                threads=threads,
+                latency_us=comparison.timing(name).median,
+                speedup=ratio.value * scale,
+                low=ratio.low * scale,
+                high=ratio.high * scale,
+                error=None,
+                training=item.training,
+                command=item.command(deployment),
             )
-    return options, comparison.trusted
+        )
+    return rows
 
 
 def _errors(
-    variants: list[_Variant], original: ir.Model, target: Target, data: Any, seed: int, progress: Progress
+    found: Sequence[Variant], original: ir.Model, target: Target, data: Any, seed: int, progress: Progress
 ) -> tuple[dict[tuple[str, str, str], float], str]:
     """Returns the error of each option that needs no training, by name, runtime and precision."""
-    found: dict[tuple[str, str, str], float] = {}
-    dense = [(item, d) for item in variants if not item.training for d in item.built.deployments]
+    errors: dict[tuple[str, str, str], float] = {}
+    dense = [(item, d) for item in found if not item.training for d in item.built.deployments]
     truth = next((d for _, d in dense if d.precision == "f32"), dense[0][1])
     if data is None:
         calls = timing_calls(original, target, seed)
@@ -308,8 +281,8 @@ def _errors(
         expected = open_session(truth, target.threads).run(calls[0][1])
         for item, deployment in dense:
             outputs = open_session(deployment, target.threads).run(calls[0][1])
-            found[(item.title, deployment.runtime, deployment.precision)] = _relative(outputs, expected, real)
-        return found, "error"
+            errors[(item.title, deployment.runtime, deployment.precision)] = _relative(outputs, expected, real)
+        return errors, "error"
     from lstmopt.tasks.base import degradation
     from lstmopt.tasks.prepare import prepare
 
@@ -323,10 +296,9 @@ def _errors(
             continue
         session = open_session(deployment, target.threads)
         evaluation = prepared.task.evaluate(session, prepared.splits.valid, reference=baseline, limit=limit)
-        found[(item.title, deployment.runtime, deployment.precision)] = degradation(
-            start, evaluation, seed
-        ).value
-    return found, "degradation"
+        worse = degradation(start, evaluation, seed)
+        errors[(item.title, deployment.runtime, deployment.precision)] = worse.value
+    return errors, "degradation"
 
 
 def _relative(outputs: dict[str, Any], expected: dict[str, Any], names: list[str]) -> float:

@@ -240,7 +240,7 @@ def scaled(candidate: Candidate, factor: float) -> Candidate:
 
 
 def assess(
-    builds: Sequence[Built], comparison: measure.Comparison, state: State, limit: float | None = None
+    builds: Sequence[Built], comparison: measure.Comparison, state: State
 ) -> tuple[Candidate, ...]:
     """Returns every deployment with its latency and its degradation on the validation data.
 
@@ -248,7 +248,6 @@ def assess(
         builds: models in the forms that runtimes load.
         comparison: their latencies.
         state: contract, task and data.
-        limit: skip the evaluation of those that are slower than this many microseconds.
     """
     baseline = original_deployment(state)
     original = evaluate(baseline, state, state.data.valid, baseline)
@@ -259,21 +258,18 @@ def assess(
         for deployment in built.deployments:
             name = key(built.name, deployment)
             latency = comparison.timing(name)
-            worse = metric = agreement = None
-            if limit is None or latency.median <= limit:
-                state.progress(f"evaluating {name}", 0.5)
-                evaluation = evaluate(deployment, state, state.data.valid, baseline)
-                worse, metric = degradation(original, evaluation, state.seed), evaluation.metric
-                agreement = evaluation.agreement
+            state.progress(f"evaluating {name}", 0.5)
+            evaluation = evaluate(deployment, state, state.data.valid, baseline)
+            worse = degradation(original, evaluation, state.seed)
             found.append(
                 Candidate(
                     name=built.name,
                     deployment=deployment,
                     latency=latency,
                     degradation=worse,
-                    metric=metric,
-                    agreement=agreement,
-                    within_contract=worse is not None and worse.value <= state.max_degradation + NOISE,
+                    metric=evaluation.metric,
+                    agreement=evaluation.agreement,
+                    within_contract=worse.value <= state.max_degradation + NOISE,
                     hidden_sizes={name: item.hidden_size for name, item in weights.items()},
                     parameters=sum(item.parameters for item in weights.values()),
                     nonzero_parameters=sum(item.nonzero_parameters for item in weights.values()),

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from lstmopt import measure
 from lstmopt.errors import LstmoptError
+from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes.candidates import Feeds, timing_calls
-from lstmopt.report.folder import write_folder
-from lstmopt.rnn.files import save_model
+from lstmopt.passes.reporting import versions
+from lstmopt.passes.rewrites import FixShapes
+from lstmopt.report.folder import MANIFEST, manifest_files, write_folder
+from lstmopt.report.schema import Manifest, StateRecord
+from lstmopt.rnn.files import load_model, save_model
+from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
-from lstmopt.runtimes import open_session
+from lstmopt.runtimes import Runtime, open_session
 from lstmopt.runtimes import runtime as find_runtime
 from lstmopt.runtimes.base import Deployment
 from lstmopt.targets import Target, load_target
@@ -26,51 +32,191 @@ if TYPE_CHECKING:
 AUTO_ERROR = 0.01
 """Root mean square error over the outputs' standard deviation that `auto` allows."""
 
+Progress = Callable[[str, float], None]
+
+
+class Exported(BaseModel):
+    """What `lstmopt export` has written.
+
+    Attributes:
+        source: the user's file.
+        deployment: the file, and how it is loaded.
+        error: of its outputs against the original's in ONNX Runtime f32, over their standard deviation.
+        notes: precisions that were left out, and why.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    deployment: Deployment
+    error: float
+    notes: tuple[str, ...] = ()
+
+    def render(self) -> Any:
+        """Returns a few lines for the shell."""
+        from rich.text import Text
+
+        ours = self.deployment
+        lines = [
+            f"{ours.file}: {ours.runtime} {ours.precision}, "
+            f"relative error {self.error:.1e} against the original in f32",
+            f"load it with {', '.join(f'{key}={value}' for key, value in ours.settings.items())} "
+            f"(also in {MANIFEST} beside it)",
+            *(f"Note: {note}" for note in self.notes),
+        ]
+        return Text("\n".join(lines))
+
+
+def export_model(
+    path: Path,
+    *,
+    runtime: str,
+    precision: str,
+    target: str | Path | Target,
+    output: Path,
+    progress: Progress,
+    static: bool = False,
+) -> Exported:
+    """Writes a model in the form that a runtime executes, without training.
+
+    The folder gets the runtime's files and a ``manifest.json`` with the settings to load them with.
+
+    Args:
+        path: the ONNX file.
+        runtime: the runtime's name.
+        precision: "f32", "bf16", "int8", or "auto": the fastest within 1% of the outputs' deviation.
+        target: for its shapes and threads.
+        output: the folder to write.
+        progress: told how far it is.
+        static: fix the dynamic axes to the target's only shape.
+
+    Raises:
+        LstmoptError: the model cannot be converted or the output not written.
+    """
+    _check_output(output)
+    model, chosen = load_model(path), load_target(target)
+    if static:
+        model = fixed(model, chosen)
+    return convert(model, path, runtime, precision, chosen, output, progress)
+
+
+def fixed(model: ir.Model, target: Target) -> ir.Model:
+    """Returns a copy with the sizes of a target's call in place of dynamic axes.
+
+    Args:
+        model: the graph.
+        target: has one shape.
+
+    Raises:
+        LstmoptError: the target has several shapes, or none fits the model.
+    """
+    if len(target.shapes) != 1:
+        raise LstmoptError(
+            f"--static with target {target.name}",
+            f"it has {len(target.shapes)} shapes, and a static model takes one",
+            "name a target with one shape",
+        )
+    feeds = timing_calls(model, target, 0)[0][1]
+    return rewrite(model, FixShapes({name: array.shape for name, array in feeds.items()}))
+
 
 def convert(
     model: ir.Model,
     path: Path,
     runtime: str,
     precision: str,
-    target: str | Path | Target,
+    target: Target,
     output: Path,
-    progress: Callable[[str, float], None],
-) -> tuple[Deployment, float]:
-    """Writes a model for a runtime; returns the deployment and its error against f32 in ONNX Runtime."""
-    engine, chosen = find_runtime(runtime), load_target(target)
-    status = engine.status()
-    if not status.usable:
-        raise LstmoptError(f"--runtime {runtime}", status.reason, "see lstmopt doctor")
-    wanted = engine.precisions() if precision == "auto" else (precision,)
-    if any(item not in engine.precisions() for item in wanted):
-        raise LstmoptError(
-            f"--format {precision}",
-            f"{runtime} does not run it here",
-            f"use one of {', '.join(engine.precisions())}",
-        )
+    progress: Progress,
+) -> Exported:
+    """Writes a model for a runtime.
+
+    Args:
+        model: the graph.
+        path: the file that it came from, for messages.
+        runtime: the runtime's name.
+        precision: one that the runtime has here, or "auto": the fastest of those that the model can be
+            built in and that keep the real outputs within `AUTO_ERROR`; f32 where none does.
+        target: for its shapes and threads.
+        output: the folder to write; other files there stay.
+        progress: told how far it is.
+
+    Returns:
+        The deployment, its file in ``output``, and its error against the original in ONNX Runtime f32.
+
+    Raises:
+        LstmoptError: the runtime is not usable here, the model cannot be built in the precision (for
+            "auto": in any), or the output cannot be written.
+    """
+    engine = find_runtime(runtime)
+    wanted = _wanted(engine, precision)
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder:
         source = Path(folder) / "source.onnx"
         save_model(model, source)
-        calls = timing_calls(model, chosen, 0)
+        calls = timing_calls(model, target, 0)
         truth = find_runtime("onnxruntime").build(source, "f32", Path(folder) / "truth")
-        try:
-            built = [engine.build(source, item, Path(folder) / item) for item in wanted]
-        except LstmoptError as error:
-            # The copy that was converted is of no interest to the user, and gone.
-            where = str(path) if error.where == str(source) else error.where
-            raise LstmoptError(where, error.fault, error.mend) from error
-        real = [
-            str(v.name) for v in model.graph.outputs if v.name not in {p.output for p in state_pairs(model)}
-        ]
-        errors = {item.precision: _error(item, truth, calls[0][1], real, chosen.threads) for item in built}
-        best = built[0]
-        if len(built) > 1:
-            candidates = [measure.Candidate(item.precision, item, calls) for item in built]
-            comparison = measure.compare(candidates, threads=chosen.threads, progress=progress)
-            allowed = [item for item in built if errors[item.precision] <= AUTO_ERROR] or [built[0]]
-            best = min(allowed, key=lambda item: comparison.timing(item.precision).median)
+        carried = {pair.output for pair in state_pairs(model)}
+        real = [str(v.name) for v in model.graph.outputs if v.name not in carried]
+        built: list[tuple[Deployment, float]] = []
+        faults: list[LstmoptError] = []
+        for item in wanted:
+            try:
+                made = engine.build(source, item, Path(folder) / item)
+                built.append((made, _error(made, truth, calls[0][1], real, target.threads)))
+            except LstmoptError as fault:
+                # The copy that was converted is of no interest to the user, and gone.
+                where = str(path) if fault.where == str(source) else fault.where
+                faults.append(LstmoptError(where, fault.fault, fault.mend))
+        if not built:
+            raise faults[0]
+        best, error = _fastest(built, calls, target, progress)
+        manifest = Manifest(
+            files=manifest_files(best.file.parent),
+            versions=versions(),
+            fingerprint=fingerprint(),
+            deploy=(best.model_copy(update={"file": Path(best.file.name)}),),
+            states=tuple(StateRecord(input=p.input, output=p.output) for p in state_pairs(model)),
+            threads=target.threads,
+        )
+        manifest.save(best.file.parent / MANIFEST)
         write_folder(best.file.parent, output)
-    return best.model_copy(update={"file": output / best.file.name}), errors[best.precision]
+    return Exported(
+        source=str(path),
+        deployment=best.model_copy(update={"file": output / best.file.name}),
+        error=error,
+        notes=tuple(f"left out: {fault.fault}" for fault in faults),
+    )
+
+
+def _wanted(engine: Runtime, precision: str) -> tuple[str, ...]:
+    """Returns the precisions to build, checked."""
+    status = engine.status()
+    if not status.usable:
+        raise LstmoptError(f"--runtime {engine.name}", status.reason, "see lstmopt doctor")
+    if precision == "auto":
+        return engine.precisions()
+    if precision not in engine.precisions():
+        raise LstmoptError(
+            f"--format {precision}",
+            f"{engine.name} does not run it here",
+            f"use one of {', '.join(engine.precisions())}",
+        )
+    return (precision,)
+
+
+def _fastest(
+    built: Sequence[tuple[Deployment, float]],
+    calls: Sequence[tuple[float, Feeds]],
+    target: Target,
+    progress: Progress,
+) -> tuple[Deployment, float]:
+    """Returns the fastest deployment with an error that is allowed, and its error."""
+    allowed = [item for item in built if item[1] <= AUTO_ERROR] or [built[0]]
+    if len(allowed) == 1:
+        return allowed[0]
+    candidates = [measure.Candidate(made.precision, made, calls) for made, _ in allowed]
+    comparison = measure.compare(candidates, threads=target.threads, progress=progress)
+    return min(allowed, key=lambda item: comparison.timing(item[0].precision).median)
 
 
 def _error(ours: Deployment, truth: Deployment, feeds: Feeds, names: list[str], threads: int) -> float:
@@ -81,3 +227,20 @@ def _error(ours: Deployment, truth: Deployment, feeds: Feeds, names: list[str], 
         total += float(((a[name].astype(np.float64) - b[name].astype(np.float64)) ** 2).mean())
         scale += float(b[name].astype(np.float64).var())
     return float(np.sqrt(total / scale)) if scale else float(np.sqrt(total))
+
+
+def _check_output(output: Path) -> None:
+    """Checks that a manifest may be written there, before any work is done.
+
+    Raises:
+        LstmoptError: the folder holds an artifact, or a manifest of somebody else.
+    """
+    path = output / MANIFEST
+    if not path.exists():
+        return
+    try:
+        files = Manifest.load(path).files
+    except LstmoptError as error:
+        raise LstmoptError(str(path), "is not lstmopt's", "name another folder") from error
+    if "report.json" in files:
+        raise LstmoptError(str(output), "holds an artifact of lstmopt optimize", "name another folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -10,10 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from lstmopt.measure.fingerprint import Fingerprint, fingerprint
 from lstmopt.runtimes import RUNTIMES
 
-OTHERS = (
-    ("torch", "needed by optimize: pip install torch"),
-    ("tensorrt", "for --target nvidia: pip install 'lstmopt[tensorrt]'"),
-)
+OTHERS = (("torch", "needed by optimize: pip install torch"),)
 
 
 class Finding(BaseModel):
@@ -71,9 +69,21 @@ def doctor() -> Diagnosis:
             )
         )
     for package, remark in OTHERS:
-        try:
-            number = version(package)
-            findings.append(Finding(name=package, usable=True, version=number, precisions=(), remark=""))
-        except PackageNotFoundError:
-            findings.append(Finding(name=package, usable=False, version="", precisions=(), remark=remark))
+        usable = find_spec(package) is not None
+        findings.append(
+            Finding(
+                name=package,
+                usable=usable,
+                version=_version(package) if usable else "",
+                precisions=(),
+                remark="" if usable else remark,
+            )
+        )
     return Diagnosis(fingerprint=fingerprint(), findings=tuple(findings))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a build of one's own on the path
+        return ""

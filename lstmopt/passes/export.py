@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-
-from pydantic import BaseModel, ConfigDict
 
 from lstmopt import measure
 from lstmopt.errors import ContractError
@@ -275,50 +273,3 @@ def _golden(state: State, model: ir.Model, deployed: list[Candidate]) -> Golden:
         original=recorded(original_deployment(state), of_original),
         optimized=tuple(recorded(candidate.deployment, inputs) for candidate in deployed),
     )
-
-
-class Exported(BaseModel):
-    """What `lstmopt export` has written."""
-
-    model_config = ConfigDict(frozen=True)
-
-    source: str
-    deployment: Deployment
-    error: float
-
-    def render(self) -> Any:
-        """Returns a line for the shell."""
-        from rich.text import Text
-
-        return Text(
-            f"{self.deployment.file}: {self.deployment.runtime} {self.deployment.precision}, "
-            f"relative error {self.error:.1e} against the original in f32"
-        )
-
-
-def export_model(
-    path: Path,
-    *,
-    runtime: str,
-    precision: str,
-    target: str | Path | Target,
-    output: Path,
-    progress: Callable[[str, float], None],
-) -> Exported:
-    """Writes a model in the form that a runtime executes, without training.
-
-    Args:
-        path: the ONNX file.
-        runtime: the runtime's name.
-        precision: "f32", "bf16", "int8", or "auto": the fastest within 1% of the outputs' deviation.
-        target: for its shapes and threads.
-        output: the folder to write.
-        progress: told how far it is.
-
-    Raises:
-        LstmoptError: the model cannot be converted or the output not written.
-    """
-    from lstmopt.passes.convert import convert
-
-    deployment, error = convert(load_model(path), path, runtime, precision, target, output, progress)
-    return Exported(source=str(path), deployment=deployment, error=error)

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmopt.errors import LstmoptError
-from lstmopt.rnn.constants import constant_value
+from lstmopt.passes.rewrites import DropZeroStates, FoldWeights
 from lstmopt.rnn.examples import example_inputs, sizes_for, switches
 from lstmopt.rnn.execution import Reference
 from lstmopt.rnn.files import load_model, save_model
-from lstmopt.rnn.reader import INITIAL_C, INITIAL_H, find_rnns
-from lstmopt.rnn.writer import onnx_arrays, write_weights
+from lstmopt.rnn.reader import find_rnns
+from lstmopt.rnn.rewriting import rewrite
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -94,8 +94,11 @@ def simplify(model: ir.Model, *, timeout: float = 300.0) -> tuple[ir.Model, tupl
         notes.append(f"not simplified by onnxsim: {fault}")
     else:
         best = candidate
-    own = _fold_weights(_drop_zero_states(best))
-    fault = check.fault(own)
+    try:
+        own = rewrite(best, DropZeroStates(), FoldWeights())
+        fault = check.fault(own)
+    except LstmoptError as error:
+        fault = f"{error.where} {error.fault}"
     if fault:
         notes.append(f"zero initial states kept: {fault}")
         return best, tuple(notes)
@@ -150,58 +153,6 @@ def _restore_interface(model: ir.Model, original: ir.Model) -> ir.Model:
 def _fed(values: Iterable[ir.Value]) -> list[ir.Value]:
     """Returns the values that are not initializers that also stand among the inputs."""
     return [value for value in values if not value.is_initializer()]
-
-
-def _drop_zero_states(model: ir.Model) -> ir.Model:
-    """Returns a copy whose layers have no initial states that are zero anyway, nor what computed them."""
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    copy = model.clone()
-    for layer in find_rnns(copy):
-        for position in (INITIAL_H, INITIAL_C):
-            value = layer.input(position)
-            if value is not None and _is_zero(value):
-                layer.node.replace_input_with(position, None)
-    RemoveUnusedNodesPass()(copy)
-    return copy
-
-
-_CARRIERS = frozenset(
-    {
-        "Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile",
-        "Transpose", "Unsqueeze",
-    }
-)  # fmt: skip
-
-
-def _is_zero(value: ir.Value) -> bool:
-    """Whether every element is zero, whatever the inputs are."""
-    array = constant_value(value)
-    if array is not None:
-        return not np.any(array)
-    node = value.producer()
-    if node is None or node.domain not in ("", "ai.onnx"):
-        return False
-    if node.op_type == "ConstantOfShape":
-        fill = node.attributes.get("value")
-        return fill is None or not np.any(fill.as_tensor().numpy())
-    if node.op_type == "Concat":
-        return all(item is not None and _is_zero(item) for item in node.inputs)
-    return node.op_type in _CARRIERS and node.inputs[0] is not None and _is_zero(node.inputs[0])
-
-
-def _fold_weights(model: ir.Model) -> ir.Model:
-    """Turns layers' weights behind constant expressions into initializers, in place."""
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    for layer in find_rnns(model):
-        if not layer.supported or layer.weights is None:
-            continue
-        values = [layer.input(position) for position in onnx_arrays(layer.weights)]
-        if any(value is not None and not value.is_initializer() for value in values):
-            write_weights(model, layer, layer.weights)
-    RemoveUnusedNodesPass()(model)
-    return model
 
 
 class _Check:

@@ -107,7 +107,19 @@ def contract_check(state: State, deployment: Deployment) -> Check:
 
 
 def artifact_checks(folder: Path, manifest: Manifest) -> list[Check]:
-    """Checks files against the manifest and every deployment's outputs against the golden ones."""
+    """Checks files against the manifest and every deployment's outputs against the golden ones.
+
+    Args:
+        folder: the artifact.
+        manifest: its manifest.
+
+    Returns:
+        The check of the files, then one a deployment, best first. One whose runtime is not usable here is
+        not checked: that passes, but for the best.
+
+    Raises:
+        LstmoptError: the golden file is missing or damaged, or a deployment does not load or run.
+    """
     faults = check_files(folder, manifest)
     detail = faults[0] if faults else f"{len(manifest.files)} files as written"
     checks = [Check(name="files", passed=not faults, detail=detail)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from lstmopt.pipeline.chain import Pipeline, check_target
-from lstmopt.pipeline.standard import standard_stages
+from lstmopt.pipeline.standard import check_torch, standard_stages
 from lstmopt.pipeline.state import Budget
 from lstmopt.rnn.files import load_model
 from lstmopt.targets import Target, load_target
@@ -64,11 +64,12 @@ def plan(
     """Checks everything that `optimize` would read and says what it would do.
 
     Raises:
-        LstmoptError: bad input.
+        LstmoptError: bad input, or torch is missing.
     """
     from lstmopt.rnn.reader import require_rnns
     from lstmopt.tasks.prepare import describe
 
+    check_torch()
     original, chosen = load_model(model), load_target(target)
     check_target(chosen)
     layers = require_rnns(original, str(model))

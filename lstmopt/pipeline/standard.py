@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lstmopt.errors import LstmoptError
 from lstmopt.pipeline.chain import Pipeline
 from lstmopt.pipeline.state import Stage, State
 from lstmopt.rnn.files import load_model
@@ -39,10 +41,23 @@ def optimize(
         The last stage's state.
 
     Raises:
-        LstmoptError: bad input.
+        LstmoptError: bad input, or torch is missing.
         ContractError: nothing holds the contract.
     """
     from lstmopt.rnn.reader import require_rnns
 
+    check_torch()
     require_rnns(load_model(model), str(model))
     return Pipeline(*standard_stages(back_off)).run(model, output=output, **options)
+
+
+def check_torch() -> None:
+    """Checks, before anything is measured, that training will be possible.
+
+    Raises:
+        LstmoptError: torch is not installed.
+    """
+    if find_spec("torch") is None:
+        raise LstmoptError(
+            "torch", "not installed, and training needs it", "pip install torch, or see lstmopt doctor"
+        )

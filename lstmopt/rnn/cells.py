@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
 class CellSpec:
-    """The layout of one kind of recurrent cell.
+    """The layout of one kind of recurrent cell; the one place that knows an order of gates.
 
     Attributes:
         kind: ONNX's operator name.
@@ -16,7 +20,6 @@ class CellSpec:
         peepholes: gates that have a peephole weight, in the order of ONNX's input P.
         states: names of the carried states, in the order of the operator's outputs after Y.
         activations: ONNX's default activations, in the order of its attribute, for one direction.
-        equations: one step in the names of the ONNX specification.
     """
 
     kind: str
@@ -25,19 +28,24 @@ class CellSpec:
     peepholes: tuple[str, ...]
     states: tuple[str, ...]
     activations: tuple[str, ...]
-    equations: tuple[str, ...]
 
     @property
     def to_torch(self) -> tuple[int, ...]:
         """Positions in ONNX's order of torch's gates: ``torch_w = onnx_w[list(to_torch)]``."""
         return tuple(self.gates.index(gate) for gate in self.torch_gates)
 
-    @property
-    def from_torch(self) -> tuple[int, ...]:
-        """Positions in torch's order of ONNX's gates: ``onnx_w = torch_w[list(from_torch)]``."""
-        return tuple(self.torch_gates.index(gate) for gate in self.gates)
+    def by_gate(self, parts: Sequence[Part]) -> dict[str, Part]:
+        """Returns the parts of a tensor that was cut into gates, in ONNX's order, by the gates' names."""
+        return dict(zip(self.gates, parts, strict=True))
+
+    def by_peephole(self, parts: Sequence[Part]) -> dict[str, Part]:
+        """Returns the parts of P by the names of the gates that they belong to."""
+        return dict(zip(self.peepholes, parts, strict=True))
 
 
+# i = f(X Wi' + H Ri' + Pi . C + Wbi + Rbi)      f = f(X Wf' + H Rf' + Pf . C + Wbf + Rbf)
+# c = g(X Wc' + H Rc' + Wbc + Rbc)               C = f . C + i . c
+# o = f(X Wo' + H Ro' + Po . C + Wbo + Rbo)      H = o . h(C)
 LSTM = CellSpec(
     kind="LSTM",
     gates=("i", "o", "f", "c"),
@@ -45,14 +53,19 @@ LSTM = CellSpec(
     peepholes=("i", "o", "f"),
     states=("h", "c"),
     activations=("Sigmoid", "Tanh", "Tanh"),
-    equations=(
-        "i = f(X Wi' + H Ri' + Pi . C + Wbi + Rbi)",
-        "f = f(X Wf' + H Rf' + Pf . C + Wbf + Rbf)",
-        "c = g(X Wc' + H Rc' + Wbc + Rbc)",
-        "C = f . C + i . c",
-        "o = f(X Wo' + H Ro' + Po . C + Wbo + Rbo)",
-        "H = o . h(C)",
-    ),
+)
+
+# z = f(X Wz' + H Rz' + Wbz + Rbz)               r = f(X Wr' + H Rr' + Wbr + Rbr)
+# h = g(X Wh' + Wbh + (r . H) Rh' + Rbh), or with the reset after the product, r . (H Rh' + Rbh)
+# H = (1 - z) . h + z . H
+GRU = CellSpec(
+    kind="GRU",
+    gates=("z", "r", "h"),
+    torch_gates=("r", "z", "h"),
+    peepholes=(),
+    states=("h",),
+    activations=("Sigmoid", "Tanh"),
 )
 
 CELLS = (LSTM,)
+"""The cells that are resized and pruned; the bridge trains through a GRU, and leaves it its shape."""

@@ -118,8 +118,11 @@ def example_inputs(
         sizes: size of each dynamic axis by the name that `dynamic_axes` gives; others are 2.
 
     Returns:
-        An array for each input: tokens inside the vocabulary, lengths up to the sequence, states small
-        and not zero, other floats standard normal.
+        An array for each input: tokens inside the vocabulary, lengths from half the sequence to all of
+        it, the constant that a switch is compared with, floats (states too) standard normal.
+
+    Raises:
+        LstmoptError: an input is not a tensor.
     """
     rng = np.random.default_rng(seed)
     sizes = dict(sizes or {})

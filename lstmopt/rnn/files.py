@@ -21,7 +21,7 @@ PROTOBUF_LIMIT = 2**31 - 2**20
 
 
 def load_model(path: str | Path) -> ir.Model:
-    """Returns the model of an ONNX file, with external data read in.
+    """Returns the model of an ONNX file, with external data read in and recurrent nodes in layout 0.
 
     Raises:
         LstmoptError: no such file, not ONNX, truncated, external data missing or outside the folder,
@@ -29,11 +29,16 @@ def load_model(path: str | Path) -> ir.Model:
     """
     import onnx_ir as ir
 
+    from lstmopt.rnn.layout import TimeFirst, is_batch_first
+    from lstmopt.rnn.rewriting import rewrite
+
     path = Path(path)
     proto = _parse(path)
     _read_external_data(proto, path)
     _check(proto, path)
     model: ir.Model = ir.from_proto(proto)
+    if any(is_batch_first(node) for node in model.graph.all_nodes()):
+        model = rewrite(model, TimeFirst())
     return model
 
 

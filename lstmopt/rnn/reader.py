@@ -130,7 +130,7 @@ def _read(node: ir.Node, cell: CellSpec, name: str, where: str) -> RnnLayer:
     if where != "main":
         reason = f"inside {where}: recurrent layers in subgraphs are not changed yet"
     elif int(_attribute(node, "layout", 0)) != 0:
-        reason = "layout=1 is not supported yet"
+        reason = "layout=1: lstmopt.load_model rewrites it"
     elif weights.w.dtype != np.float32:
         # ONNX Runtime, the reference of every check, has the LSTM in float32 alone.
         reason = f"weights of type {weights.w.dtype} are not supported yet"
@@ -178,6 +178,7 @@ def _canonical(node: ir.Node, cell: CellSpec, name: str, arrays: dict[int, npt.N
         activation_beta=tuple(float(item) for item in _attribute(node, "activation_beta", ())),
         clip=None if clip is None else float(clip),
         input_forget=bool(int(_attribute(node, "input_forget", 0))),
+        reset_after=bool(int(_attribute(node, "linear_before_reset", 0))),
     )
 
 

@@ -84,33 +84,6 @@ def resize(
     return _record(copy, analysis, order, scores)
 
 
-def keep_units(model: ir.Model, keep: Mapping[str, Sequence[npt.ArrayLike]]) -> Resized:
-    """Gives a model the named units of each layer alone.
-
-    Args:
-        model: the graph.
-        keep: indices of the kept units, ascending, by layer: one sequence for all directions, or one
-            each. The number kept is the same in all directions.
-
-    Raises:
-        LstmoptError: as `resize`.
-    """
-    copy = model.clone()
-    analysis = analyse(copy)
-    order: dict[int, Indices] = {}
-    for name, units in keep.items():
-        group = group_of(analysis, name)
-        lanes = [lane for bundle in group.bundles for lane in bundle if lane.layer == name]
-        for lane in lanes:
-            indices = np.asarray(units[lane.direction] if len(units) > 1 else units[0], np.int64)
-            _check_free(group, len(indices))
-            for bundle in group.bundles:
-                if lane in bundle:
-                    order.update({other.base: indices for other in bundle})
-    carry_out(copy, Plan(analysis, order), np.random.default_rng(0))
-    return _record(copy, analysis, order, {})
-
-
 def _record(
     model: ir.Model, analysis: Analysis, order: Mapping[int, Indices], scores: Mapping[int, FloatArray]
 ) -> Resized:

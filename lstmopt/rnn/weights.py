@@ -28,7 +28,9 @@ class RnnWeights:
         activation_alpha: alphas of those activations that take one, in order.
         activation_beta: betas of those activations that take one, in order.
         clip: bound on the activations' inputs, or None.
-        input_forget: ONNX's coupling of the input and forget gates.
+        input_forget: ONNX's coupling of the input and forget gates of an LSTM.
+        reset_after: whether a GRU's reset gate comes after the product with R (ONNX's
+            linear_before_reset, torch's form) instead of before it.
     """
 
     cell: CellSpec
@@ -42,6 +44,7 @@ class RnnWeights:
     activation_beta: tuple[float, ...] = ()
     clip: float | None = None
     input_forget: bool = False
+    reset_after: bool = False
 
     def __post_init__(self) -> None:
         directions, gates, hidden = self.num_directions, len(self.cell.gates), self.hidden_size
@@ -85,8 +88,3 @@ class RnnWeights:
     def nonzero_parameters(self) -> int:
         """Entries of W and R that are not zero."""
         return sum(int(np.count_nonzero(array)) for array in self.matrices)
-
-    @property
-    def has_default_activations(self) -> bool:
-        """Whether the activations are the cell's defaults, named or not."""
-        return self.activations in ((), self.cell.activations * self.num_directions)

@@ -143,6 +143,8 @@ def rnn_model(
         attributes["clip"] = weights.clip
     if weights.input_forget:
         attributes["input_forget"] = 1
+    if weights.reset_after:
+        attributes["linear_before_reset"] = 1
     node = onnx.helper.make_node(weights.cell.kind, names, results, name="rnn", **attributes)
     tensors = [
         onnx.numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in arrays.items()

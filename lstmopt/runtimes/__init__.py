@@ -36,5 +36,13 @@ def runtime(name: str) -> Runtime:
 
 
 def open_session(deployment: Deployment, threads: int) -> Session:
-    """Loads a deployment in its runtime."""
+    """Loads a deployment in its runtime.
+
+    Args:
+        deployment: the file, and how it is loaded.
+        threads: threads of one inference.
+
+    Raises:
+        LstmoptError: an unknown runtime, one that is not installed, or a file that it cannot load.
+    """
     return runtime(deployment.runtime).open(deployment, threads)

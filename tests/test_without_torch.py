@@ -1,0 +1,94 @@
+"""Every verb but `optimize` works where torch is not installed; `optimize` says what to install."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lstmopt
+from lstmopt.passes import Export, Simplify
+from tests.test_cli_errors import classifier, examples, refused
+from tests.test_pipeline import ONE
+
+BLOCK = """
+import sys
+sys.modules["torch"] = None  # an import fails as where nothing is installed, and find_spec finds nothing
+"""
+
+TARGET = """
+name = "mine"
+shapes = [{ batch = 1, sequence = 6 }]
+[[runtimes]]
+runtime = "onnxruntime"
+precisions = ["f32"]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bare")
+    (path / "site").mkdir()
+    (path / "site" / "sitecustomize.py").write_text(BLOCK)
+    (path / "target.toml").write_text(TARGET)
+    classifier(path / "model.onnx", 16)
+    examples(path / "data.npz", 60)
+    lstmopt.Pipeline(Simplify(), Export(5)).run(
+        path / "model.onnx", target=ONE, data=path / "data.npz", output=path / "artifact"
+    )
+    return path
+
+
+def bare(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Calls `lstmopt` in a process, and with children, that cannot import torch."""
+    paths = [str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True, text=True, timeout=300, cwd=Path(__file__).parent.parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )  # fmt: skip
+
+
+def test_torch_is_really_blocked(folder: Path) -> None:
+    assert "ModuleNotFoundError" in bare(folder, "-c", "import torch").stderr
+    assert "ModuleNotFoundError" in bare(folder, "-c", "from torch.nn import functional").stderr
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "inspect {0}/model.onnx",
+        "probe --hidden-size 16 --step 8 --target {0}/target.toml -o {0}/latency",
+        "probe {0}/model.onnx --target {0}/target.toml -o {0}/latency-of-model",
+        "bench {0}/model.onnx --rounds 5 --target {0}/target.toml",
+        "bench {0}/artifact --rounds 5 --target {0}/target.toml",
+        "export {0}/model.onnx --runtime onnxruntime -o {0}/exported",
+        "export {0}/model.onnx --runtime openvino --format f32 --static -o {0}/exported-ir",
+        "verify {0}/artifact",
+        "advise {0}/model.onnx --target {0}/target.toml",
+        "advise {0}/model.onnx --target {0}/target.toml --data {0}/data.npz",
+    ],
+)
+def test_a_verb_works(call: str, folder: Path) -> None:
+    result = bare(folder, "-m", "lstmopt.cli", *call.format(folder).split(), "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)
+
+
+def test_doctor_says_what_to_install(folder: Path) -> None:
+    result = bare(folder, "-m", "lstmopt.cli", "doctor", "--json")
+    assert result.returncode == 0, result.stderr
+    (torch,) = (item for item in json.loads(result.stdout)["findings"] if item["name"] == "torch")
+    assert not torch["usable"] and "pip install torch" in torch["remark"]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_optimize_says_what_to_install(more: list[str], folder: Path) -> None:
+    arguments = ["optimize", folder / "model.onnx", "--data", folder / "data.npz", "-o", folder / "out"]
+    result = bare(folder, "-m", "lstmopt.cli", *arguments, *more)
+    refused(result, "torch: not installed", "pip install torch")
+    assert not (folder / "out").exists()
