@@ -36,5 +36,13 @@ def runtime(name: str) -> Runtime:
 
 
 def open_session(deployment: Deployment, threads: int) -> Session:
-    """Loads a deployment in its runtime."""
+    """Loads a deployment in its runtime.
+
+    Args:
+        deployment: the file, and how it is loaded.
+        threads: that one inference may use.
+
+    Raises:
+        LstmoptError: the runtime is unknown or not installed, or cannot load the file.
+    """
     return runtime(deployment.runtime).open(deployment, threads)
