@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from lstmopt import measure
 from lstmopt.errors import ContractError
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes import reporting
 from lstmopt.passes.candidates import (
+    Built,
     Candidate,
     assess,
+    best_peer,
     build,
     compare,
     evaluate,
+    key,
     original_deployment,
     timing_calls,
 )
@@ -28,7 +32,7 @@ from lstmopt.report.folder import manifest_files, write_artifact_folder
 from lstmopt.report.golden import Golden, play, write_golden
 from lstmopt.report.html import render_html
 from lstmopt.report.runner import run_script
-from lstmopt.report.schema import Manifest, Report, StateRecord
+from lstmopt.report.schema import Cold, Interval, Latency, Manifest, Report, StateRecord
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes import open_session
@@ -39,6 +43,9 @@ if TYPE_CHECKING:
 
     from lstmopt.pipeline import State
     from lstmopt.targets import Target
+
+COLD_ROUNDS = 8
+"""Of the measurement with empty caches: a few seconds; it decides nothing."""
 
 GOLDEN_WINDOWS = 3
 """Calls recorded one after the other, so that states are fed back twice."""
@@ -76,6 +83,7 @@ class Export:
         state = replace(state, candidates=candidates, notes=notes)
         report = reporting.report(state, candidates, chosen, comparison, tested=_test(state, chosen))
         model = next(built.model for built in builds if built.name == chosen.name)
+        report = report.model_copy(update={"cold": _cold(state, builds, candidates, chosen, self.rounds)})
         deployed = [
             candidate
             for candidate in sorted(candidates, key=lambda item: item.latency.median)
@@ -139,6 +147,46 @@ def choose(candidates: tuple[Candidate, ...], max_degradation: float) -> Candida
             "allow more with --max-degradation, or train longer with --budget",
         )
     return min(allowed, key=lambda candidate: candidate.latency.median)
+
+
+def _cold(
+    state: State, builds: Sequence[Built], candidates: Sequence[Candidate], chosen: Candidate, rounds: int
+) -> Cold | None:
+    """Times what ships and the best peer with empty caches, where a call goes on from the one before.
+
+    Args:
+        state: of the run.
+        builds: the models that were measured.
+        candidates: the same, measured.
+        chosen: what ships.
+        rounds: blocks of each at most.
+    """
+    if not state_pairs(state.original):
+        return None
+    best = best_peer([candidate for candidate in candidates if candidate.name == ORIGINAL])
+    models = {built.name: built.model for built in builds}
+    pair = {key(item.name, item.deployment): item for item in (chosen, best)}
+    comparison = measure.compare(
+        [
+            measure.Candidate(
+                name, item.deployment, timing_calls(models[item.name], state.target, state.seed)
+            )
+            for name, item in pair.items()
+        ],
+        threads=state.target.threads,
+        rounds=min(rounds, COLD_ROUNDS),
+        cold=True,
+        attempts=1,
+        seed=state.seed,
+        progress=lambda text, fraction: state.progress(f"{text} with empty caches", fraction),
+    )
+    own, other = (key(item.name, item.deployment) for item in (chosen, best))
+    return Cold(
+        optimized=Latency.model_validate(comparison.timing(own)),
+        best_peer=Latency.model_validate(comparison.timing(other)),
+        ratio=Interval.model_validate(comparison.ratio(other, own)),
+        trusted=comparison.trusted,
+    )
 
 
 def _test(state: State, chosen: Candidate) -> reporting.Tested | None:

@@ -328,6 +328,22 @@ class Measurement(_Frozen):
     kept_interrupted: bool = False
 
 
+class Cold(_Frozen):
+    """Latency of calls that find empty caches, as those of a stream between other work do.
+
+    Attributes:
+        optimized: of what ships.
+        best_peer: of the best peer.
+        ratio: the best peer's over that of what ships.
+        trusted: whether a model was as fast as itself, within 2%.
+    """
+
+    optimized: Latency
+    best_peer: Latency
+    ratio: Interval
+    trusted: bool
+
+
 class DenseBaseline(_Frozen):
     """A dense model trained with the same recipe, the fair thing to compare a pruned one with."""
 
@@ -356,6 +372,7 @@ class Report(_Document):
         dense_baseline: the same recipe without pruning, where it was trained.
         test: the metric on test data, where given; it decided nothing.
         measurement: how far the latencies can be trusted.
+        cold: latency with empty caches, for a model that carries states.
         notes: what the user should know, most important first.
         seed: of every random choice.
         command: the call that repeats the run.
@@ -379,6 +396,7 @@ class Report(_Document):
     dense_baseline: DenseBaseline | None = None
     test: Metric | None = None
     measurement: Measurement | None = None
+    cold: Cold | None = None
     notes: tuple[str, ...] = ()
     seed: int = 0
     command: str = ""
