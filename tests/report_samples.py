@@ -8,6 +8,7 @@ from lstmopt.measure.fingerprint import Fingerprint
 from lstmopt.report.plots import Curve
 from lstmopt.report.schema import (
     CandidateRecord,
+    Cold,
     Contract,
     HiddenSize,
     Interval,
@@ -156,6 +157,12 @@ def report(**changes: object) -> Report:
         "test": Metric(name="perplexity", original=3.44, optimized=3.51),
         "measurement": Measurement(
             aa=Interval(value=1.001, low=0.996, high=1.005), trusted=True, discarded=3
+        ),
+        "cold": Cold(
+            optimized=latency(341.7),
+            best_peer=latency(902.4),
+            ratio=Interval(value=2.641, low=2.5, high=2.8),
+            trusted=True,
         ),
         "notes": (
             "OpenVINO bf16 was left out: this CPU does not have it",

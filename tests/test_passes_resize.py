@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from lstmopt.errors import LstmoptError
-from lstmopt.passes.resize import Resize, chosen_size
+from lstmopt.passes.latency import latency_models
+from lstmopt.passes.resize import Resize
 from lstmopt.rnn.check import silence
 from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.execution import run_model
@@ -23,7 +24,9 @@ from lstmopt.rnn.plan import Plan
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.rnn.surgery import resize
 from lstmopt.rnn.writer import write_weights
+from lstmopt.targets import RuntimeTarget, Target
 from tests.graphs import Builder, Drawn, feeds_for, lstm_graphs
+from tests.test_measure_table import table
 
 SETTINGS = dict(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
@@ -186,29 +189,90 @@ def test_faults_are_named() -> None:
         Resize(scale=0)
 
 
-@dataclass(frozen=True)
-class Table:
-    """What the stage reads of a latency table: a curve with steps of 4 and a sawtooth dip at 6."""
-
-    layer: str
-    factor: float = 1.0
-
-    def points(self) -> tuple[int, ...]:
-        return (12, 8, 6, 4)
-
-    def latency(self, dimension: int) -> float:
-        return self.factor * dimension
+def curve(layer: str, sizes: tuple[int, ...] = (4, 6, 8, 12, 14), each: float = 10.0, **changes: Any) -> Any:
+    """A table whose latency is so many microseconds a hidden unit; its points are the sizes."""
+    latency = {size: each * size for size in sizes}
+    marks = tuple(sorted(sizes, reverse=True))
+    fields: dict[str, Any] = {
+        "layer": layer, "runtime": "onnxruntime", "input_size": 5 if layer == "lstm0" else None,
+        "dimensions": sizes, "curve": latency, "samples": {}, "hysteresis_points": marks,
+    }  # fmt: skip
+    return table(**{**fields, **changes})
 
 
-def test_sizes_are_points_of_the_fastest_table() -> None:
+ONE = Target(name="one", runtimes=(RuntimeTarget(runtime="onnxruntime", precisions=("f32", "int8")),))
+
+
+def chosen(*tables: Any, target: Target | None = ONE, **how: Any) -> tuple[list[int], tuple[str, ...]]:
+    """The hidden sizes that the two layers get, and the notes."""
     model = language_model()
-    first, second = unit_groups(model)
-    assert chosen_size(first, 1.0, (Table("lstm0"),)) == 12
-    assert chosen_size(first, 0.99, (Table("lstm0"),)) == 8
-    assert chosen_size(first, 0.6, (Table("lstm0"),)) == 6
-    assert chosen_size(second, 0.6, (Table("lstm0"),)) == 7  # no table of its own, below 8
-    assert chosen_size(second, 1.0, ()) == 8
-    assert chosen_size(first, 0.1, (Table("lstm0"),)) == 1
+    sizes, notes = Resize(**how).sizes(model, tables, target)
+    return [sizes.get(name, 12) for name in ("lstm0", "lstm1")], notes
+
+
+def test_sizes_are_points_of_the_tables() -> None:
+    both = curve("lstm0"), curve("lstm1")
+    assert chosen(*both) == ([12, 12], ())
+    assert chosen(*both, scale=0.99) == ([8, 8], ())
+    assert chosen(*both, scale=0.6) == ([6, 6], ())
+    assert chosen(*both, scale=0.1) == ([1, 1], ())
+    assert chosen(curve("lstm0"), curve("lstm1", (3, 12)), scale=0.99)[0] == [8, 3]
+
+
+def test_sizes_grow_to_points() -> None:
+    """Above 1 as far as is asked for; at 1 to a larger size that is as fast, and no other."""
+    assert chosen(curve("lstm0"), curve("lstm1"), scale=1.2)[0] == [14, 14]
+    assert chosen(curve("lstm0"), curve("lstm1"), scale=1.1)[0] == [12, 12]
+    level = {"curve": {4: 40.0, 8: 80.0, 12: 140.0, 14: 140.5}, "hysteresis_points": (14, 8, 4)}
+    sizes = (4, 8, 12, 14)
+    assert chosen(curve("lstm0"), curve("lstm1", sizes, **level))[0] == [12, 14]
+    # Told apart or not: what is 3% slower is not grown to.
+    level["curve"] = {4: 40.0, 8: 80.0, 12: 140.0, 14: 144.5}
+    assert chosen(curve("lstm0"), curve("lstm1", sizes, **level, resolution=0.05))[0] == [12, 8]
+
+
+def test_the_runtime_in_which_the_model_is_fastest_decides() -> None:
+    slow = curve("lstm0", (5, 12)), curve("lstm1", (5, 12))
+    fast = [curve(name, (7, 12), each=3.0, precision="int8") for name in ("lstm0", "lstm1")]
+    assert chosen(*slow, *fast, scale=0.8)[0] == [7, 7]
+    assert chosen(*slow, fast[0], scale=0.8)[0] == [5, 5]  # int8 of one layer alone says nothing
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"threads": 2}, {"batch": 4}, {"sequence": 7}, {"precision": "bf16"}, {"runtime": "openvino"},
+        {"input_size": 6}, {"directions": 2},
+        {"dimensions": (4, 8), "curve": {4: 1.0, 8: 2.0}, "hysteresis_points": (8, 4)},
+    ],
+)  # fmt: skip
+def test_tables_of_anything_else_do_not_count(other: dict[str, Any]) -> None:
+    sizes, notes = chosen(curve("lstm0", **other), curve("lstm1"), scale=0.6)
+    assert sizes == [7, 7]  # as without tables: multiples of 8, of 1 below 8
+    assert any("do not cover" in note for note in notes)
+    assert chosen(scale=0.6) == ([7, 7], ())
+    assert chosen(curve("lstm0"), curve("lstm1"), scale=0.6, target=None)[0] == [7, 7]
+
+
+def test_a_speed_is_reached_with_what_keeps_most() -> None:
+    """Of all combinations of points: the widest narrowest layer, then the most weights."""
+    cheap, dear = curve("lstm0", each=10.0), curve("lstm1", each=40.0)
+    (predicted,) = latency_models(language_model(), (cheap, dear), (), ONE)
+    own = predicted.predict({"lstm0": 12, "lstm1": 12})
+    for speed in (1.0, 1.2, 1.5, 2.5):
+        sizes, notes = chosen(cheap, dear, speed=speed)
+        found = {"lstm0": sizes[0], "lstm1": sizes[1]}
+        assert predicted.predict(found) <= own / speed and "us predicted in onnxruntime f32" in notes[-1]
+        for one in (4, 6, 8, 12, 14):
+            for other in (4, 6, 8, 12, 14):
+                rival = {"lstm0": one, "lstm1": other}
+                worth = [(min(s.values()), predicted.parameters(s)) for s in (rival, found)]
+                assert worth[0] <= worth[1] or predicted.predict(rival) > own / speed
+    assert chosen(cheap, dear, speed=100.0)[0] == [4, 4]
+    with pytest.raises(LstmoptError, match="no latency tables"):
+        chosen(speed=1.5)
+    with pytest.raises(LstmoptError, match="not positive"):
+        Resize(speed=0)
 
 
 @dataclass(frozen=True)
@@ -217,6 +281,8 @@ class Some:
 
     model: ir.Model
     tables: tuple[Any, ...] = ()
+    target: Any = None
+    peers: tuple[Any, ...] = ()
     task: Any = None
     data: Any = None
     seed: int = 0

@@ -382,10 +382,11 @@ def test_tables_that_are_given_are_not_measured(folder: Path, tmp_path: Path) ->
         layer=layer.name, input_size=4, hysteresis_points=(24, 16, 8),
         fingerprint=fingerprint().model_copy(update={"cpu": "another CPU"}),
     )  # fmt: skip
+    target = Target(name="one", runtimes=(RuntimeTarget(runtime="openvino", precisions=("f32",)),))
     told: list[str] = []
     state = lstmopt.Pipeline(Probe(), Resize(scale=0.9)).run(
         folder / "model.onnx", output=tmp_path / "out", data=folder / "data.npz", latency_tables=(given,),
-        progress=lambda text, fraction: told.append(text),
+        target=target, progress=lambda text, fraction: told.append(text),
     )  # fmt: skip
     assert state.tables == (given,)
     assert any("of another CPU" in note for note in state.notes)
@@ -496,3 +497,18 @@ def test_evaluations_of_other_code_or_packages_do_not_count(
     assert kept() == 2
     monkeypatch.setattr(keys, "code_version", lambda: "other")
     assert kept() == 3
+
+
+def test_a_stream_is_measured_with_empty_caches_too(folder: Path, artifact: Path, tmp_path: Path) -> None:
+    from tests.training import language_model, text
+
+    language_model(tmp_path)
+    state = lstmopt.Pipeline(Simplify(), Export(5)).run(
+        tmp_path / "lm32.onnx", target=ONE, output=tmp_path / "out", data={"tokens": text(4_000, 1)}
+    )
+    assert state.report is not None
+    cold = json.loads((tmp_path / "out" / "report.json").read_text())["cold"]
+    assert cold["optimized"]["samples"] >= 3 and cold["best_peer"]["median"] > 0
+    assert cold["ratio"]["low"] <= cold["ratio"]["value"] <= cold["ratio"]["high"]
+    # A model without states starts each call anew, and has the caches that it finds.
+    assert json.loads((artifact / "report.json").read_text())["cold"] is None

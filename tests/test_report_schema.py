@@ -200,3 +200,22 @@ def test_speeds_that_are_not_published_are_null(tmp_path: Path) -> None:
         assert document["ratios"][name] == {"value": None, "low": None, "high": None}
     assert document["ratios"]["parameters"] > 1 and document["measurement"]["trusted"] is False
     assert Report.load(tmp_path / "report.json").ratios == empty
+
+
+def test_an_artifact_without_the_optional_fields_is_read() -> None:
+    """Those of the same schema that an earlier version wrote."""
+    document = json.loads(report().text())
+    del document["cold"], document["test"]
+    assert Report.model_validate(document).cold is None
+
+
+def test_latency_with_empty_caches_is_a_row_where_it_is_known() -> None:
+    from lstmopt.report import figures
+    from lstmopt.report.html import result_rows
+
+    rows = dict(result_rows(report())["rows"])
+    assert rows["Latency, empty caches"] == ["–", figures.latency(902.4), figures.latency(341.7)]
+    cold = report().cold
+    assert cold is not None
+    for other in (None, cold.model_copy(update={"trusted": False})):
+        assert "Latency, empty caches" not in dict(result_rows(report(cold=other))["rows"])

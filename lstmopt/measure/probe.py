@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lstmopt.measure.fingerprint import fingerprint
-from lstmopt.measure.hysteresis import search
 from lstmopt.measure.lock import machine_lock
-from lstmopt.measure.process import Candidate, Worker, write_feeds
+from lstmopt.measure.process import Calls, Candidate, Worker, write_feeds
+from lstmopt.measure.search import MOST_REPEATS, search
 from lstmopt.measure.table import LatencyTable
 from lstmopt.measure.timing import quiet_block
 from lstmopt.rnn.cells import LSTM
@@ -24,9 +25,6 @@ from lstmopt.runtimes import runtime as find_runtime
 Progress = Callable[[str, float], None]
 
 BLOCK_MS = 20.0
-
-MOST_REPEATS = 12
-"""Blocks of one hidden size: a layer is to take some seconds; the resolution follows from it."""
 
 
 def probe_layer(
@@ -45,13 +43,13 @@ def probe_layer(
 ) -> LatencyTable:
     """Returns the latency table of a bare LSTM layer with random weights.
 
-    Each block is timed beside one of the largest hidden size in another process, so that a drift of
+    Each block is timed beside blocks of the largest hidden size in another process, so that a drift of
     the machine cancels.
 
     Args:
         layer: what to call it.
         input_size: features of a step, or None: the hidden size.
-        hidden_sizes: that may be chosen.
+        hidden_sizes: that may be chosen, in any order.
         directions: 1, or 2 for a bidirectional layer.
         runtime: the runtime's name.
         precision: one that the runtime has here.
@@ -60,21 +58,27 @@ def probe_layer(
         sequence: steps a call.
         seed: of the weights.
         progress: told how far it is.
+
+    Returns:
+        The table; latencies are microseconds of one call.
+
+    Raises:
+        LstmoptError: the runtime does not build or run the layer, or another measurement holds the machine.
     """
     engine = find_runtime(runtime)
     dims = sorted(set(hidden_sizes))
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder, machine_lock(progress):
-        root = Path(folder)
 
-        def candidate(hidden: int) -> tuple[Candidate, list[tuple[float, Path]]]:
-            place = root / str(hidden)
-            place.mkdir(exist_ok=True)
-            weights = _random_layer(hidden, input_size or hidden, directions, seed)
+        @cache
+        def candidate(hidden: int) -> tuple[Candidate, Calls]:
+            place = Path(folder) / str(hidden)
+            place.mkdir()
+            inputs = input_size or hidden
             source = place / "source.onnx"
+            weights = _random_layer(hidden, inputs, directions, seed)
             save_model(rnn_model(weights, sequence=sequence, batch=batch), source)
             deployment = engine.build(source, precision, place / "built")
-            rng = np.random.default_rng(seed)
-            x = rng.standard_normal((sequence, batch, input_size or hidden)).astype(np.float32)
+            x = np.random.default_rng(seed).standard_normal((sequence, batch, inputs)).astype(np.float32)
             item = Candidate(f"{layer} {hidden}", deployment, [(1.0, {"x": x})])
             return item, write_feeds(item, place / "feeds")
 
@@ -82,16 +86,17 @@ def probe_layer(
         with Worker(*largest, threads) as reference, Worker(*largest, threads) as worker:
             reference.ready()
             worker.ready()
-            loaded = dims[-1]
             base = float(np.median([_latency(reference) for _ in range(5)]))
 
             def measure(hidden: int, repeats: int) -> list[float]:
-                nonlocal loaded
-                if hidden != loaded:
-                    worker.load(*candidate(hidden))
-                    worker.ready()
-                    loaded = hidden
-                return [base * _latency(worker) / _latency(reference) for _ in range(repeats)]
+                # Loaded anew at each visit: where it lies in memory is part of the noise.
+                worker.load(*candidate(hidden))
+                worker.ready()
+                beside, taken = [_latency(reference)], []
+                for _ in range(repeats):
+                    taken.append(_latency(worker))
+                    beside.append(_latency(reference))
+                return [base * x / near for x, near in zip(taken, steady(beside), strict=True)]
 
             found = search(measure, dims, progress, MOST_REPEATS)
     return LatencyTable(
@@ -117,6 +122,21 @@ def probe_layer(
     )
 
 
+def steady(beside: Sequence[float]) -> list[float]:
+    """Returns what the reference took while each block ran, from the blocks before and after it.
+
+    The middle of three of them, since one that was disturbed would make the block between look fast.
+
+    Args:
+        beside: the reference's latencies, at least two: one before the first block and one after each.
+
+    Returns:
+        One latency a block.
+    """
+    near = [beside[max(0, i - 1) : i + 3] for i in range(len(beside) - 1)]
+    return [float(np.median(few)) for few in near]
+
+
 def _latency(worker: Worker) -> float:
     """Returns the median of one block of calls, microseconds."""
     return float(np.median(quiet_block(worker, BLOCK_MS)[0].samples))
@@ -140,7 +160,15 @@ def _random_layer(hidden: int, inputs: int, directions: int, seed: int) -> RnnWe
 
 
 def plot_table(table: LatencyTable, path: Path) -> None:
-    """Writes a PNG of a table: the curve, the samples behind it, points and bins marked."""
+    """Writes a PNG of a table: the curve, the samples behind it, points and bins marked.
+
+    Args:
+        table: what is drawn.
+        path: the picture; its folder is made.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -13,7 +13,7 @@ import numpy as np
 from lstmopt.measure import statistics
 from lstmopt.measure.lock import machine_lock
 from lstmopt.measure.process import Block, Candidate, Worker, write_feeds
-from lstmopt.measure.statistics import FloatArray, Ratio, Timing
+from lstmopt.measure.statistics import FloatArray, Ratio, Spread, Timing
 
 PROCESSES = (2, 4)
 """Fewest and most worker processes a candidate: where a process's pages lie moves its latency by a
@@ -25,8 +25,8 @@ WORKERS = 24
 REPEATS = 1
 """How often a disturbed block is run before its least disturbed one is taken for the round."""
 
-NARROW = 0.01
-"""Half of the A/A pair's interval from which on more rounds are not worth their time."""
+NARROW = 0.003
+"""Standard error of the A/A pair from round to round from which on more rounds are not worth their time."""
 
 TRUST = (0.98, 1.02)
 """Where the ratio of a candidate to itself has to lie."""
@@ -47,7 +47,7 @@ class Comparison:
         discarded: blocks and calls that were interrupted and made again.
         kept_interrupted: whether interrupted ones had to be kept, the machine being too busy.
         processes: worker processes of each candidate; round i ran in number i modulo that.
-        seed: of the order and the bootstrap.
+        apart: how far processes of one candidate are apart.
     """
 
     rounds: Mapping[str, Sequence[FloatArray]]
@@ -55,25 +55,20 @@ class Comparison:
     discarded: int
     kept_interrupted: bool
     processes: int
-    seed: int
+    apart: Spread
 
     def timing(self, name: str) -> Timing:
         """Returns a candidate's latency."""
-        return statistics.timing(self.rounds[name], self.processes, self.seed)
+        return statistics.timing(self.rounds[name], self.processes, self.apart)
 
     def ratio(self, name: str, other: str) -> Ratio:
         """Returns the latency of one candidate over another's."""
-        return statistics.ratio(self.rounds[name], self.rounds[other], self.processes, self.seed)
+        return statistics.ratio(self.rounds[name], self.rounds[other], self.processes, self.apart)
 
     @property
     def trusted(self) -> bool:
         """Whether the first candidate was as fast as itself, within 2%."""
         return TRUST[0] <= self.aa.value <= TRUST[1]
-
-    @property
-    def resolution(self) -> float:
-        """The smallest relative difference that this comparison can tell, from the A/A pair."""
-        return max(abs(self.aa.value - 1), (self.aa.high - self.aa.low) / 2)
 
 
 def compare(
@@ -83,6 +78,7 @@ def compare(
     rounds: int = 24,
     block_ms: float = 20.0,
     cold: bool = False,
+    attempts: int = ATTEMPTS,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -91,17 +87,18 @@ def compare(
     Args:
         candidates: at least one; the first is also timed against itself.
         threads: threads of each inference; the workers are pinned to as many cores.
-        rounds: blocks of each candidate; on a noisy machine up to twice as many, until the A/A pair's
-            interval is narrow.
+        rounds: blocks of each candidate; on a noisy machine up to twice as many, until they tell what
+            rounds can.
         block_ms: least duration of a block of calls; single calls in turn would find each other's data
             in the caches.
         cold: whether the caches are emptied before each call.
+        attempts: how often at most; see below.
         seed: of the order of the candidates.
         progress: told how far it is.
 
     Returns:
         The comparison; where the A/A pair leaves 0.98..1.02, new processes and twice the rounds are
-        tried, three times at most, and `Comparison.trusted` says how it ended.
+        tried, and `Comparison.trusted` says how it ended.
 
     Raises:
         LstmoptError: a model does not load or run.
@@ -110,7 +107,7 @@ def compare(
     if not names or len(set(names)) != len(names):
         raise ValueError(f"compare: names are missing or not unique: {names}")
     with machine_lock(progress):
-        for attempt in range(ATTEMPTS):
+        for attempt in range(attempts):
             result = _attempt(
                 candidates, threads, rounds * 2**attempt, block_ms, cold, seed + attempt, progress
             )
@@ -137,10 +134,9 @@ def _attempt(
             worker.ready()
         kept: list[list[FloatArray]] = [[] for _ in groups]
         for number in range(MORE * rounds):
-            if number >= rounds and number % processes == 0:
-                aa = statistics.ratio(kept[-1], kept[0], processes, seed)
-                if (aa.high - aa.low) / 2 <= NARROW:
-                    break
+            enough = number >= rounds and number % processes == 0
+            if enough and statistics.round_error(kept[-1], kept[0], processes) <= NARROW:
+                break
             for index in rng.permutation(len(groups)):
                 best, again = quiet_block(groups[index][number % processes], block_ms)
                 kept[index].append(best.samples)
@@ -148,13 +144,14 @@ def _attempt(
                 disturbed |= best.disturbances > 0
             if progress is not None:
                 progress(f"measuring {len(candidates)} candidates", min(1.0, (number + 1) / rounds))
+    apart = statistics.spread(kept, processes)
     return Comparison(
         rounds={candidate.name: blocks for candidate, blocks in zip(candidates, kept[:-1], strict=True)},
-        aa=statistics.ratio(kept[-1], kept[0], processes, seed),
+        aa=statistics.ratio(kept[-1], kept[0], processes, apart),
         discarded=discarded,
         kept_interrupted=disturbed,
         processes=processes,
-        seed=seed,
+        apart=apart,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from lstmopt import measure
 from lstmopt.errors import LstmoptError
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes.candidates import Feeds, build, timing_calls
-from lstmopt.report.golden import read_golden
 from lstmopt.report.schema import Manifest
 from lstmopt.rnn.files import load_model
+from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes.base import Deployment
-from lstmopt.targets import Target, load_target
+from lstmopt.targets import Shape, Target, load_target
 
 
 class BenchRow(BaseModel):
@@ -84,7 +85,7 @@ def bench(
     """Times models against each other.
 
     An ONNX file is timed in every runtime and precision of the target, an OpenVINO IR in its own, an
-    artifact in each entry of its ``deploy`` list.
+    artifact in each entry of its ``deploy`` list, all on the target's calls.
 
     Args:
         models: the files or folders.
@@ -95,15 +96,17 @@ def bench(
         progress: told how far it is.
 
     Raises:
-        LstmoptError: something that is none of these.
+        LstmoptError: something that is none of these, or models that cannot take the same calls.
     """
     chosen = load_target(target)
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder:
-        candidates = [
-            candidate
+        found = [
+            item
             for index, path in enumerate(models)
-            for candidate in _candidates(Path(path), index, chosen, Path(folder), seed)
+            for item in _candidates(Path(path), index, chosen, Path(folder), seed)
         ]
+        _check_shapes(found)
+        candidates = [item.candidate for item in found]
         comparison = measure.compare(
             candidates, threads=chosen.threads, rounds=rounds, cold=cold, seed=seed, progress=progress
         )
@@ -128,20 +131,59 @@ def bench(
     )
 
 
-def _candidates(path: Path, index: int, target: Target, folder: Path, seed: int) -> list[measure.Candidate]:
+@dataclass(frozen=True, eq=False)
+class _Named:
+    """A candidate and which of its inputs are states, None where its file does not tell."""
+
+    candidate: measure.Candidate
+    states: frozenset[str] | None
+
+
+def _candidates(path: Path, index: int, target: Target, folder: Path, seed: int) -> list[_Named]:
+    """Returns what a file or folder deploys, all of it on the calls of the target."""
+
     def named(deployment: Deployment, calls: Sequence[tuple[float, Feeds]]) -> measure.Candidate:
         name = f"{index}#{path}|{deployment.runtime}|{deployment.precision}|{deployment.file.name}"
         return measure.Candidate(name, deployment, calls)
 
-    if path.is_dir():
-        manifest = Manifest.load(path / "manifest.json")
-        feeds = read_golden(path / "golden.safetensors").inputs[0]
-        return [named(entry, [(1.0, feeds)]) for entry in manifest.deployments(path)]
     if path.suffix == ".xml":
-        return [_ir(path, target, seed, named)]
-    model = load_model(path)
+        return [_Named(_ir(path, target, seed, named), None)]
+    manifest = Manifest.load(path / "manifest.json") if path.is_dir() else None
+    model = load_model(path / "model.onnx" if manifest is not None else path)
     calls = timing_calls(model, target, seed)
-    return [named(entry, calls) for entry in build(str(index), model, target, folder).deployments]
+    states = frozenset(pair.input for pair in state_pairs(model))
+    entries = (
+        build(str(index), model, target, folder).deployments
+        if manifest is None
+        else manifest.deployments(path)
+    )
+    return [_Named(named(entry, calls), states) for entry in entries]
+
+
+def _check_shapes(candidates: Sequence[_Named]) -> None:
+    """Checks that inputs of one name have one shape everywhere: fixed axes do not follow the target.
+
+    States may differ, and so may an IR's inputs that are states elsewhere.
+
+    Raises:
+        LstmoptError: two candidates would be timed on calls of different size.
+    """
+    known = [item.states for item in candidates if item.states is not None]
+    states = frozenset[str]().union(*known)
+    seen: dict[str, tuple[list[tuple[int, ...]], str]] = {}
+    for item in candidates:
+        if not known:
+            return  # IRs do not say which inputs are states
+        path = item.candidate.name.split("#")[1].split("|")[0]
+        for name in item.candidate.calls[0][1].keys() - states:
+            shapes = [feeds[name].shape for _, feeds in item.candidate.calls]
+            before, where = seen.setdefault(name, (shapes, path))
+            if shapes != before:
+                raise LstmoptError(
+                    path,
+                    f"its input {name} has shape {list(shapes[0])}, that of {where} {list(before[0])}",
+                    "compare models that take the same calls",
+                )
 
 
 def _ir(path: Path, target: Target, seed: int, named: Callable[..., measure.Candidate]) -> measure.Candidate:
@@ -155,15 +197,20 @@ def _ir(path: Path, target: Target, seed: int, named: Callable[..., measure.Cand
     deployment = Deployment(
         runtime="openvino", file=path.resolve(), precision="f32", settings={"INFERENCE_PRECISION_HINT": "f32"}
     )
+    inputs = open_session(deployment, target.threads).inputs
     rng = np.random.default_rng(seed)
-    shape = target.shapes[0]
-    feeds = {}
-    for info in open_session(deployment, target.threads).inputs:
-        free = [axis for axis, size in enumerate(info.shape) if size is None]
-        sizes = [size or shape.batch for size in info.shape]
-        if len(free) == 2:
-            sizes[free[0]] = shape.sequence
-        floating = np.issubdtype(info.dtype, np.floating)
-        array = rng.standard_normal(sizes) if floating else np.zeros(sizes)
-        feeds[info.name] = array.astype(info.dtype)
-    return named(deployment, [(1.0, feeds)])
+
+    def feeds(shape: Shape) -> Feeds:
+        found = {}
+        for info in inputs:
+            free = [axis for axis, size in enumerate(info.shape) if size is None]
+            sizes = [size or shape.batch for size in info.shape]
+            if len(free) == 2:
+                sizes[free[0]] = shape.sequence
+            floating = np.issubdtype(info.dtype, np.floating)
+            array = rng.standard_normal(sizes) if floating else np.zeros(sizes)
+            found[info.name] = array.astype(info.dtype)
+        return found
+
+    total = sum(shape.weight for shape in target.shapes)
+    return named(deployment, [(shape.weight / total, feeds(shape)) for shape in target.shapes])

@@ -133,9 +133,18 @@ def timing_calls(model: ir.Model, target: Target, seed: int) -> list[tuple[float
 
 
 def compare(
-    builds: Sequence[Built], target: Target, seed: int, progress: Progress, rounds: int | None = None
+    builds: Sequence[Built], target: Target, seed: int, progress: Progress, rounds: int, **options: Any
 ) -> measure.Comparison:
-    """Times every deployment of every model, all interleaved; names are `key(name, deployment)`."""
+    """Times every deployment of every model, all interleaved; names are `key(name, deployment)`.
+
+    Args:
+        builds: the models.
+        target: shapes and threads.
+        seed: of the inputs and the order.
+        progress: told how far it is.
+        rounds: blocks of each.
+        options: of `measure.compare`.
+    """
     candidates = [
         measure.Candidate(
             name=key(built.name, deployment),
@@ -145,8 +154,9 @@ def compare(
         for built in builds
         for deployment in built.deployments
     ]
-    options: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
-    return measure.compare(candidates, threads=target.threads, seed=seed, progress=progress, **options)
+    return measure.compare(
+        candidates, threads=target.threads, rounds=rounds, seed=seed, progress=progress, **options
+    )
 
 
 def key(name: str, deployment: Deployment) -> str:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lstmopt import measure
 from lstmopt.errors import ContractError
 from lstmopt.measure.fingerprint import fingerprint
-from lstmopt.passes import reporting
+from lstmopt.passes import publishing, reporting
 from lstmopt.passes.candidates import (
-    Built,
     Candidate,
     assess,
-    best_peer,
     build,
     compare,
     evaluate,
-    fastest_f32,
-    key,
     original_deployment,
     shippable,
     timing_calls,
@@ -98,11 +92,14 @@ class Export:
             (folder / "run.py").write_text(run_script(), encoding="utf-8")
             reporting.write_latency(folder / "latency", state.tables)
             written = _at(folder, entries[0])
-            again = self._measured_again(state, chosen.model_copy(update={"deployment": written}), model)
-            published, shipped = _published(candidates, chosen, written, again)
+            again = publishing.measured_again(state, chosen, written, model, self.rounds)
+            published, shipped = publishing.published(candidates, chosen, written, again)
             final = reporting.report(state, published, shipped, again, tested)
             final = final.model_copy(
-                update={"optimized": final.optimized.model_copy(update={"file": entries[0].file.as_posix()})}
+                update={
+                    "optimized": final.optimized.model_copy(update={"file": entries[0].file.as_posix()}),
+                    "cold": publishing.cold(state, chosen, written, model, self.rounds),
+                }
             )
             final.save(folder / "report.json")
             page = render_html(final, reporting.curves(state.tables))
@@ -123,37 +120,6 @@ class Export:
 
         write_artifact_folder(fill, state.output)
         return replace(state, model=model, report=Report.load(state.output / "report.json"))
-
-    def _measured_again(self, state: State, shipped: Candidate, model: ir.Model) -> measure.Comparison:
-        """Times the written file beside the fastest f32 peer and the best one.
-
-        The measurement that chose favours what was lucky in it; what is published comes from this one.
-        """
-        peers = [candidate for candidate in state.candidates if candidate.name == ORIGINAL]
-        deployments = {key(ORIGINAL, p.deployment): p.deployment for p in (fastest_f32(peers), best_peer(peers))}
-        builds = []
-        if shipped.name == ORIGINAL:
-            deployments[key(ORIGINAL, shipped.deployment)] = shipped.deployment
-        else:
-            builds = [Built(shipped.name, model, (shipped.deployment,), ())]
-        builds.insert(0, Built(ORIGINAL, state.original, tuple(deployments.values()), ()))
-        return compare(builds, state.target, state.seed + 1, state.progress, self.rounds)
-
-
-def _published(
-    candidates: Sequence[Candidate], chosen: Candidate, written: Deployment, again: measure.Comparison
-) -> tuple[tuple[Candidate, ...], Candidate]:
-    """Returns the candidates with the latencies of the last measurement, and the one that ships as written."""
-    published, shipped = [], chosen
-    for candidate in candidates:
-        name = key(candidate.name, candidate.deployment)
-        changes: dict[str, Any] = {"latency": again.timing(name)} if name in again.rounds else {}
-        if candidate is chosen:
-            changes["deployment"] = written
-        published.append(candidate.model_copy(update=changes) if changes else candidate)
-        if candidate is chosen:
-            shipped = published[-1]
-    return tuple(published), shipped
 
 
 def _at(folder: Path, entry: Deployment) -> Deployment:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +15,8 @@ from lstmopt.errors import LstmoptError
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.measure.probe import plot_table, probe_layer
 from lstmopt.measure.table import LatencyTable
+from lstmopt.passes.candidates import best_peer
+from lstmopt.passes.latency import Layer, fitting, free_layers
 from lstmopt.rnn.files import load_model
 from lstmopt.rnn.groups import analyse
 from lstmopt.rnn.reader import require_rnns
@@ -27,21 +29,19 @@ if TYPE_CHECKING:
     from lstmopt.pipeline import State
 
 Progress = Callable[[str, float], None]
+Kind = tuple[str, str]
+"""A runtime and a precision."""
 
-
-@dataclass(frozen=True)
-class Layer:
-    """What of a layer its latency depends on; layers that are alike are measured once."""
-
-    name: str
-    hidden_size: int
-    input_size: int | None
-    directions: int
+LARGEST = 1.1
+"""Largest hidden size that is measured, as a share of the layer's own."""
 
 
 @dataclass(frozen=True)
 class Probe:
     """Stage: a latency table for each kind of layer, runtime and precision.
+
+    Where the peers are measured, a runtime and precision that could not catch up with the best of them
+    even at the smallest hidden size is left out.
 
     Args:
         step: grid of hidden sizes, counted down from the layer's own.
@@ -56,94 +56,159 @@ class Probe:
     gives: ClassVar[tuple[str, ...]] = ("tables",)
 
     def run(self, state: State) -> State:
-        """Returns the state with its tables; tables that were given are used as they are.
+        """Returns the state with a table for each layer, those that were given among them.
+
+        A table that was given is used where it fits a layer and the target, without another look at the
+        machine that it was measured on; what it does not cover is measured here.
 
         Raises:
             LstmoptError: the model has no layer that can be changed.
         """
         layers = model_layers(state.model, state.source.name)
-        notes = list(state.notes)
-        for table in state.tables:
-            differing = table.foreign()
-            if differing:
-                notes.append(
-                    f"the latency table of {table.layer} is of another CPU ({', '.join(differing)} differ)"
-                )
-        if state.tables:
-            return replace(state, notes=tuple(notes))
-        tables = []
+        kinds, notes = self._worth(state)
+        tables: list[LatencyTable] = []
+        unused = list(state.tables)
         cache = state.run_folder / "latency"
         for layer in layers:
+            given = fitting(state.tables, layer, state.target)
+            known = {(table.runtime, table.precision) for table in given}
+            unused = [table for table in unused if not fitting((table,), layer, state.target)]
             dims = grid(layer.hidden_size, self.step, self.smallest)
-            tables += list(layer_tables(layer, dims, state.target, cache, state.progress))
-        return replace(state, tables=tuple(tables))
+            missing = [kind for kind in kinds if kind not in known]
+            tables += given
+            tables += layer_tables(layer, dims, state.target, cache, state.progress, missing)
+        notes += [_unused(table) for table in unused]
+        notes += [note for table in state.tables if table not in unused for note in _foreign(table)]
+        return replace(state, tables=tuple(tables), notes=(*state.notes, *notes))
+
+    def _worth(self, state: State) -> tuple[list[Kind], list[str]]:
+        """Returns the runtimes and precisions that may win, and notes on those that cannot."""
+        kinds = usable_kinds(state.target)
+        if not state.peers:
+            return kinds, []
+        best = best_peer(state.peers)
+        notes = []
+        for peer in state.peers:
+            kind = peer.deployment.runtime, peer.deployment.precision
+            slower = peer.latency.median / best.latency.median
+            # Smaller hidden sizes save no more than their square: that is what the weights shrink by.
+            if kind in kinds and slower > 1 / self.smallest**2:
+                kinds.remove(kind)
+                notes.append(
+                    f"{' '.join(kind)} was not probed: {slower:.1f} times the latency of "
+                    f"{best.deployment.runtime} {best.deployment.precision}, smaller sizes cannot make up for it"
+                )
+        return kinds, notes
+
+
+def _unused(table: LatencyTable) -> str:
+    size = "as its hidden size" if table.input_size is None else str(table.input_size)
+    return (
+        f"the latency table of {table.layer} was not used, no layer of the model on the target's calls is like "
+        f"it: {table.runtime} {table.precision}, {table.threads} thread(s), batch {table.batch}, "
+        f"{table.sequence} steps, input size {size}, hidden sizes up to {max(table.dimensions)}"
+    )
+
+
+def _foreign(table: LatencyTable) -> list[str]:
+    """Returns what a user should know who brought this table."""
+    notes = []
+    if differing := table.foreign():
+        notes.append(
+            f"the latency table of {table.layer} is of another CPU ({', '.join(differing)} differ)"
+        )
+    version = runtime(table.runtime).status().version
+    if version and version != table.version:
+        notes.append(
+            f"the latency table of {table.layer} is of {table.runtime} {table.version}, here it is {version}"
+        )
+    return notes
 
 
 def model_layers(model: ir.Model, source: str) -> tuple[Layer, ...]:
     """Returns the layers of a model whose hidden size can change, as far as latency depends on them.
 
+    Args:
+        model: the graph.
+        source: what errors call it.
+
     Raises:
-        LstmoptError: there is no layer that can be changed.
+        LstmoptError: the model has no recurrent layer.
     """
     require_rnns(model, source)
-    analysis = analyse(model)
-    free = {name for group in analysis.groups if group.pinned is None for name in group.layers}
-    found = []
-    for name, layer in analysis.layers.items():
-        assert layer.weights is not None
-        weights = layer.weights
-        # A layer that reads nothing but hidden units of its own width shrinks with them.
-        tied = bool((analysis.inputs[name] > 0).all()) and weights.input_size == weights.hidden_size
-        if name in free:
-            size = None if tied else weights.input_size
-            found.append(Layer(name, weights.hidden_size, size, weights.num_directions))
-    return tuple(found)
+    return free_layers(analyse(model))
+
+
+def usable_kinds(target: Target) -> list[Kind]:
+    """Returns the runtimes and precisions of a target that this machine runs."""
+    return [
+        (wanted.runtime, precision)
+        for wanted in target.runtimes
+        if runtime(wanted.runtime).status().usable
+        for precision in wanted.precisions
+        if precision in runtime(wanted.runtime).precisions()
+    ]
 
 
 def grid(hidden_size: int, step: int, smallest: float) -> list[int]:
-    """Returns the hidden sizes to choose from: the largest and multiples of the step below it, ascending."""
+    """Returns the hidden sizes to choose from, ascending: the layer's own and multiples of the step.
+
+    They reach a tenth above the layer's own, or to the next multiple: what lies there may be as fast.
+
+    Args:
+        hidden_size: the layer's own.
+        step: between two of them.
+        smallest: least hidden size, as a share of the layer's own.
+    """
     low = max(1, int(hidden_size * smallest))
-    return sorted({hidden_size, *range(hidden_size // step * step, low - 1, -step)} - {0})
+    high = max(int(LARGEST * hidden_size), -(-hidden_size // step) * step)
+    return sorted({hidden_size, *range(high // step * step, low - 1, -step)} - {0})
 
 
 def layer_tables(
-    layer: Layer, dims: list[int], target: Target, cache: Path, progress: Progress
-) -> Iterable[LatencyTable]:
-    """Yields a table for each runtime and precision of a target, from the cache where it is there."""
+    layer: Layer, dims: list[int], target: Target, cache: Path, progress: Progress, kinds: Sequence[Kind]
+) -> Iterator[LatencyTable]:
+    """Yields a table for each runtime and precision, from the cache where it is there.
+
+    Args:
+        layer: what to measure.
+        dims: hidden sizes that may be chosen, ascending.
+        target: for threads and shape, of several the most frequent one.
+        cache: folder of tables measured before.
+        progress: told how far it is.
+        kinds: runtimes and precisions, of those that this machine runs.
+
+    Raises:
+        LstmoptError: a runtime does not build or run such a layer.
+    """
     shape = max(target.shapes, key=lambda item: item.weight)
-    for wanted in target.runtimes:
-        engine = runtime(wanted.runtime)
-        if not engine.status().usable:
-            continue
-        for precision in wanted.precisions:
-            if precision not in engine.precisions():
+    for name, precision in kinds:
+        what: dict[str, Any] = {
+            "input_size": layer.input_size,
+            "hidden_sizes": dims,
+            "directions": layer.directions,
+            "runtime": name,
+            "precision": precision,
+            "threads": target.threads,
+            "batch": shape.batch,
+            "sequence": shape.sequence,
+        }
+        identity = json.dumps([what, runtime(name).status().version, fingerprint().model_dump()], sort_keys=True)
+        path = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
+        title = f"probe {layer.name}, {name} {precision}"
+        if path.is_file():
+            try:
+                yield LatencyTable.load(path).model_copy(update={"layer": layer.name})
                 continue
-            what: dict[str, Any] = {
-                "input_size": layer.input_size,
-                "hidden_sizes": dims,
-                "directions": layer.directions,
-                "runtime": wanted.runtime,
-                "precision": precision,
-                "threads": target.threads,
-                "batch": shape.batch,
-                "sequence": shape.sequence,
-            }
-            identity = json.dumps([what, engine.status().version, fingerprint().model_dump()], sort_keys=True)
-            path = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
-            title = f"probe {layer.name}, {wanted.runtime} {precision}"
-            if path.is_file():
-                try:
-                    yield LatencyTable.load(path).model_copy(update={"layer": layer.name})
-                    continue
-                except LstmoptError:
-                    path.unlink()
+            except LstmoptError:
+                path.unlink()
 
-            def told(text: str, fraction: float, title: str = title) -> None:
-                progress(f"{title}: {text}", fraction)
+        def told(text: str, fraction: float, title: str = title) -> None:
+            progress(f"{title}: {text}", fraction)
 
-            table = probe_layer(layer=layer.name, progress=told, **what)
-            table.save(path)
-            yield table
+        table = probe_layer(layer=layer.name, progress=told, **what)
+        table.save(path)
+        yield table
 
 
 class ProbeRow(BaseModel):
@@ -235,7 +300,8 @@ def probe_to_folder(
     rows = []
     for layer in layers:
         dims = grid(layer.hidden_size, step, 0.125)
-        for table in layer_tables(layer, dims, chosen, output / ".cache", progress):
+        kinds = usable_kinds(chosen)
+        for table in layer_tables(layer, dims, chosen, output / ".cache", progress, kinds):
             stem = f"{layer.name.strip('/').replace('/', '-')}-{table.runtime}-{table.precision}"
             place, picture = output / f"{stem}.json", output / f"{stem}.png"
             table.save(place)

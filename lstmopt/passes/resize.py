@@ -5,7 +5,7 @@ Shrinking removes the units that matter least, growing adds units that leave the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,8 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmopt.errors import LstmoptError
+from lstmopt.measure.hysteresis import LEAST_STEP
+from lstmopt.passes.candidates import best_peer
+from lstmopt.passes.latency import LatencyModel, combinations, latency_models
 from lstmopt.rnn.examples import example_inputs, sizes_for
-from lstmopt.rnn.groups import UnitGroup, unit_groups
+from lstmopt.rnn.groups import UnitGroup, analyse
 from lstmopt.rnn.reader import require_rnns
 from lstmopt.rnn.surgery import Resized, resize
 
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from lstmopt.measure.table import LatencyTable
+    from lstmopt.passes.candidates import Candidate
     from lstmopt.pipeline import State
+    from lstmopt.targets import Target
 
 Feeds = dict[str, npt.NDArray[Any]]
 
@@ -40,8 +45,11 @@ class Resize:
     Args:
         hidden_size: the new size of every layer that can be resized, or of named ones; None chooses it
             from the latency tables.
-        scale: without `hidden_size`, the largest share of its hidden size that a layer keeps: it gets its
-            largest hysteresis point up to that.
+        scale: without `hidden_size`, the largest share of its hidden size that a layer gets: it gets its
+            largest hysteresis point up to that. Above 1 it grows, and at 1 too where a larger point is as fast.
+        speed: instead of `scale`, how many times faster than the best peer the whole model is to be: of
+            all combinations of hysteresis points that are, by the latency model, the one whose narrowest
+            layer keeps most of its units, and of several that with the most weights.
         calibrate: whether importance is measured on the task's training inputs and the removed units'
             means are folded into biases; otherwise it comes from the weights alone.
         batch: sequences of a calibration call.
@@ -50,6 +58,7 @@ class Resize:
 
     hidden_size: int | Mapping[str, int] | None = None
     scale: float = 1.0
+    speed: float | None = None
     calibrate: bool = True
     batch: int = 8
     sequence: int = 35
@@ -63,6 +72,8 @@ class Resize:
             raise LstmoptError(
                 "Resize(scale)", f"{self.scale:g} is not positive", "give a share such as 0.75"
             )
+        if self.speed is not None and self.speed <= 0:
+            raise LstmoptError("Resize(speed)", f"{self.speed:g} is not positive", "give a ratio such as 1.5")
         sizes = self.hidden_size
         if isinstance(sizes, Mapping):
             # A dict has no order that counts: sorted, so that equal configurations have one repr and key.
@@ -74,7 +85,7 @@ class Resize:
         Raises:
             LstmoptError: an explicit size for a layer that cannot have it.
         """
-        sizes, notes = self.sizes(state.model, state.tables)
+        sizes, notes = self.sizes(state.model, state.tables, state.target, state.peers)
         if not sizes:
             return replace(state, notes=(*state.notes, *notes))
         calls = calibration_inputs(state, self.batch, self.sequence) if self.calibrate else []
@@ -82,31 +93,46 @@ class Resize:
         return replace(state, model=result.model, masks={}, pattern="dense", notes=(*state.notes, *notes, *_changes(result)))
 
     def sizes(
-        self, model: ir.Model, tables: Iterable[LatencyTable] = ()
+        self,
+        model: ir.Model,
+        tables: Sequence[LatencyTable] = (),
+        target: Target | None = None,
+        peers: Sequence[Candidate] = (),
     ) -> tuple[dict[str, int], tuple[str, ...]]:
         """Returns the new hidden size of each layer that changes, and notes on those that cannot.
 
         Args:
             model: the graph.
-            tables: latency tables; the one in which the layer is fastest counts.
+            tables: latency tables; those that fit the layers and the target count.
+            target: for runtimes, precisions, threads and shape; without it no table counts.
+            peers: the original, measured.
 
         Raises:
             LstmoptError: no layer, or an unknown one is named.
         """
         require_rnns(model, "Resize")
-        groups = unit_groups(model)
         if isinstance(self.hidden_size, Mapping):
             return dict(self.hidden_size), ()
+        analysis = analyse(model)
+        notes = [
+            f"{', '.join(group.layers)} keeps its hidden size: {group.pinned}"
+            for group in analysis.groups
+            if group.pinned is not None
+        ]
+        free = [group for group in analysis.groups if group.pinned is None]
+        if self.hidden_size is not None:
+            wanted = [self.hidden_size] * len(free)
+        else:
+            models = () if target is None else latency_models(model, tables, peers, target)
+            if not models and tables:
+                notes.append("the latency tables do not cover the model's layers: sizes are multiples of 8")
+            if self.speed is None:
+                wanted = chosen_sizes(free, self.scale, models)
+            else:
+                wanted, told = sizes_for_speed(free, self.speed, models, peers)
+                notes.append(told)
         sizes: dict[str, int] = {}
-        notes: list[str] = []
-        tables = tuple(tables)
-        for group in groups:
-            if group.pinned is not None:
-                notes.append(f"{', '.join(group.layers)} keeps its hidden size: {group.pinned}")
-                continue
-            size = self.hidden_size
-            if size is None:
-                size = chosen_size(group, self.scale, tables)
+        for group, size in zip(free, wanted, strict=True):
             if size > group.hidden_size and not group.exact:
                 notes.append(f"{', '.join(group.layers)} keeps its hidden size: a normalisation reads it")
             elif size != group.hidden_size:
@@ -114,26 +140,108 @@ class Resize:
         return sizes, tuple(notes)
 
 
-def chosen_size(group: UnitGroup, scale: float, tables: tuple[LatencyTable, ...]) -> int:
-    """Returns the largest good hidden size of a group up to `scale` times its own.
+def chosen_sizes(groups: Sequence[UnitGroup], scale: float, models: Sequence[LatencyModel]) -> list[int]:
+    """Returns the largest good hidden size of each group up to `scale` times its own.
 
     Args:
-        group: layers that change together.
+        groups: layers that change together.
         scale: share of the hidden size.
-        tables: latency tables of any layers, runtimes and precisions.
+        models: latency models; the one in which the result is fastest counts.
 
     Returns:
-        The largest hysteresis point of the table in which the group's first layer is fastest; without a
-        table, or where no point is that small, the next smaller multiple of 8 (of 1 below 8).
+        For each group the largest hysteresis point up to the share; at the share 1, the next larger point
+        where the group's own size lies in its bin, so is not faster. Without a model, or where no point is
+        that small, the next smaller multiple of 8 (of 1 below 8).
     """
-    bound = max(1, int(scale * group.hidden_size + 1e-9))
-    mine = [table for table in tables if table.layer in group.layers]
-    if mine:
-        best = min(mine, key=lambda table: min(table.latency(point) for point in table.points()))
-        below = [point for point in best.points() if point <= bound]
-        if below:
-            return int(max(below))
+    proposals = [
+        (model.predict(_by_layer(groups, sizes)), sizes)
+        for model in models
+        for sizes in [[_point(group, scale, model) for group in groups]]
+    ]
+    if proposals:
+        return min(proposals, key=lambda item: item[0])[1]
+    return [_multiple(_bound(group, scale)) for group in groups]
+
+
+def _bound(group: UnitGroup, scale: float) -> int:
+    return max(1, int(scale * group.hidden_size + 1e-9))
+
+
+def _multiple(bound: int) -> int:
     return bound if bound < FALLBACK_STEP else bound - bound % FALLBACK_STEP
+
+
+def _point(group: UnitGroup, scale: float, model: LatencyModel) -> int:
+    """Returns a group's hysteresis point for a share of its hidden size."""
+    bound, own = _bound(group, scale), group.hidden_size
+    table = model.tables[group.layers[0]]
+    points = table.points()
+    # Read from the right, a size that is no point is in the bin of the point above it.
+    above = min((point for point in points if point >= own), default=None)
+    if bound == own and group.exact and above is not None:
+        # Where little can be told bins are wide: growing is not to cost more than a size is worth.
+        if table.latency(above) <= (1 + LEAST_STEP) * table.latency(own):
+            return above
+    return max((point for point in points if point <= bound), default=_multiple(bound))
+
+
+def sizes_for_speed(
+    groups: Sequence[UnitGroup],
+    speed: float,
+    models: Sequence[LatencyModel],
+    peers: Sequence[Candidate],
+) -> tuple[list[int], str]:
+    """Returns the combination of hysteresis points that is fast enough and keeps most, and a note.
+
+    What keeps most is what leaves the narrowest layer the largest share of its units, since one narrow
+    layer spoils what the others keep; and of several that with the most weights.
+
+    Args:
+        groups: layers that change together.
+        speed: times faster than the best peer.
+        models: latency models; any of them may be the fast one.
+        peers: the original, measured; without them the fastest prediction for it counts.
+
+    Returns:
+        A hidden size for each group, of the fastest combination where none is fast enough.
+
+    Raises:
+        LstmoptError: there is no latency model.
+    """
+    if not models:
+        raise LstmoptError(
+            "Resize(speed)", "no latency tables cover the model's layers", "put Probe before, or give scale"
+        )
+    own = [group.hidden_size for group in groups]
+    best = (
+        best_peer(peers).latency.median
+        if peers
+        else min(model.predict(_by_layer(groups, own)) for model in models)
+    )
+    found: list[tuple[float, tuple[float, int], list[int], str]] = []
+    for model in models:
+        choices = [_choices(group, model.tables[group.layers[0]]) for group in groups]
+        for sizes in combinations(choices):
+            layers = _by_layer(groups, sizes)
+            kept = min(size / group.hidden_size for size, group in zip(sizes, groups, strict=True))
+            value = kept, model.parameters(layers)
+            found.append((model.predict(layers), value, list(sizes), model.title))
+    enough = [item for item in found if item[0] <= best / speed]
+    latency, _, chosen, title = (
+        max(enough, key=lambda item: (item[1], -item[0])) if enough else min(found, key=lambda item: item[0])
+    )
+    told = f"hidden sizes {', '.join(map(str, chosen))}: {latency:.0f} us predicted in {title}"
+    wanted = f"{best / speed:.0f} us wanted"
+    return chosen, f"{told}, {wanted}" if enough else f"{told}, the fastest there is; {wanted}"
+
+
+def _choices(group: UnitGroup, table: LatencyTable) -> list[int]:
+    """Returns the hidden sizes that a group may have: its hysteresis points."""
+    return [point for point in table.points() if point <= group.hidden_size or group.exact]
+
+
+def _by_layer(groups: Sequence[UnitGroup], sizes: Sequence[int]) -> dict[str, int]:
+    return {name: size for group, size in zip(groups, sizes, strict=True) for name in group.layers}
 
 
 def _changes(result: Resized) -> tuple[str, ...]:

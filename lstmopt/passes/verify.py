@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict
 from lstmopt import measure
 from lstmopt.errors import ContractError, LstmoptError
 from lstmopt.measure.fingerprint import fingerprint
-from lstmopt.passes.candidates import NOISE, evaluate, original_deployment
+from lstmopt.passes.candidates import NOISE, evaluate, original_deployment, timing_calls
 from lstmopt.report.folder import check_files, write_artifact_folder
 from lstmopt.report.golden import play, read_golden
 from lstmopt.report.run import TOLERANCES, difference
 from lstmopt.report.schema import Manifest, Report
+from lstmopt.rnn.files import load_model
 from lstmopt.runtimes import open_session, runtime
 from lstmopt.runtimes.base import Deployment
 from lstmopt.tasks.base import degradation
@@ -196,22 +197,36 @@ def verify_artifact(
 def _speed(
     artifact: Path, manifest: Manifest, baseline: Path, max_slowdown: float, progress: Progress | None
 ) -> Check:
-    """Times two artifacts' best files against each other on their golden inputs."""
+    """Times two artifacts' best files against each other on all calls of the target.
+
+    Raises:
+        LstmoptError: the baseline is no artifact, or takes other calls.
+    """
     old = Manifest.load(baseline / "manifest.json")
+    reports = [Report.load(folder / "report.json") for folder in (artifact, baseline)]
+    target = reports[0].target
 
     def candidate(name: str, folder: Path, entry: Deployment) -> measure.Candidate:
-        return measure.Candidate(name, entry, [(1.0, read_golden(folder / "golden.safetensors").inputs[0])])
+        return measure.Candidate(name, entry, timing_calls(load_model(folder / "model.onnx"), target, 0))
 
+    same = [(report.target.shapes, report.target.threads) for report in reports]
     pair = [
         candidate("new", artifact, manifest.deployments(artifact)[0]),
         candidate("old", baseline, old.deployments(baseline)[0]),
     ]
-    shapes = [{name: array.shape for name, array in item.calls[0][1].items()} for item in pair]
+    shapes = [
+        [{name: array.shape for name, array in feeds.items()} for _, feeds in item.calls] for item in pair
+    ]
     states = {state.input for state in (*manifest.states, *old.states)}
-    if any(shapes[0].get(n) != shapes[1].get(n) for n in {*shapes[0], *shapes[1]} - states):
+    differing = any(
+        ours.get(name) != theirs.get(name)
+        for ours, theirs in zip(*shapes, strict=True)
+        for name in {*ours, *theirs} - states
+    )
+    if same[0] != same[1] or differing:
         raise LstmoptError(
             f"--baseline {baseline}",
-            "was made for other input shapes",
+            "was made for other input shapes or threads",
             "compare artifacts of one model and target",
         )
     comparison = measure.compare(pair, threads=manifest.threads, progress=progress)

@@ -145,6 +145,7 @@ def result_rows(report: Report) -> Row:
         ("Latency, p50", [_latency(report, item.median) for item in latencies]),
         ("Latency, p90", [_latency(report, item.p90) for item in latencies]),
         ("Latency, p99", [_latency(report, item.p99) for item in latencies]),
+        *_cold_row(report, count),
         ("LSTM parameters", sizes("parameters")),
         ("LSTM parameters, non-zero", sizes("nonzero_parameters")),
     ]
@@ -165,6 +166,20 @@ def result_rows(report: Report) -> Row:
         if metric is not None:
             rows.append((f"{metric.name}, {data}", _metric_cells(report, metric, count)))
     return {"columns": [*names, "Optimised"], "rows": rows}
+
+
+def _cold_row(report: Report, count: int) -> list[tuple[str, list[str]]]:
+    """Returns the row of latencies with empty caches, none where they were not measured or not to be trusted.
+
+    Args:
+        report: what `report.json` holds.
+        count: columns of peers; the last of them is the best peer's.
+    """
+    cold = report.cold
+    if cold is None or not cold.trusted:
+        return []
+    cells = ["–"] * (count - 1) + [figures.latency(item.median) for item in (cold.best_peer, cold.optimized)]
+    return [("Latency, empty caches", cells)]
 
 
 def _metric_cells(report: Report, metric: Metric, count: int) -> list[str]:

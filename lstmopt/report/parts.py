@@ -275,3 +275,19 @@ class Measurement(Frozen):
     trusted: bool
     discarded: int = 0
     kept_interrupted: bool = False
+
+
+class Cold(Frozen):
+    """Latency of calls that find empty caches, as those of a stream between other work do.
+
+    Attributes:
+        optimized: of what ships.
+        best_peer: of the best peer.
+        ratio: the best peer's over that of what ships.
+        trusted: whether a model was as fast as itself, within 2%.
+    """
+
+    optimized: Latency
+    best_peer: Latency
+    ratio: Interval
+    trusted: bool

@@ -14,6 +14,7 @@ from lstmopt.report.document import Document, Measured
 from lstmopt.report.manifest import Manifest, StateRecord
 from lstmopt.report.parts import (
     CandidateRecord,
+    Cold,
     Contract,
     HiddenSize,
     Interval,
@@ -33,6 +34,7 @@ from lstmopt.targets import Target
 
 __all__ = [
     "CandidateRecord",
+    "Cold",
     "Contract",
     "HiddenSize",
     "Interval",
@@ -79,6 +81,7 @@ class Report(Document):
         candidates: everything that could have been shipped.
         test: the metric on test data, where given; it decided nothing.
         measurement: how far the latencies can be trusted.
+        cold: latency with empty caches, for a model that carries states.
         notes: what the user should know, most important first.
         seed: of every random choice.
         command: the call that repeats the run.
@@ -101,6 +104,7 @@ class Report(Document):
     candidates: tuple[CandidateRecord, ...] = ()
     test: Metric | None = None
     measurement: Measurement | None = None
+    cold: Cold | None = None
     notes: tuple[str, ...] = ()
     seed: int = 0
     command: str = ""

@@ -71,10 +71,24 @@ class Session(Protocol):
         """The outputs in the model's order."""
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Returns all outputs by name."""
+        """Returns all outputs by name.
+
+        Args:
+            feeds: an array for each input, of its type and shape.
+
+        Raises:
+            LstmoptError: an input is missing, unknown or does not fit, or the runtime fails.
+        """
 
     def bind(self, feeds: Feeds) -> Callable[[], Any]:
-        """Returns a call of one inference on these inputs with as little Python in it as possible."""
+        """Returns a call of one inference on these inputs with as little Python in it as possible.
+
+        Args:
+            feeds: an array for each input, of its type and shape; they are kept as long as the call is.
+
+        Raises:
+            LstmoptError: an input is missing, unknown or does not fit.
+        """
 
 
 class Runtime(Protocol):
@@ -89,10 +103,30 @@ class Runtime(Protocol):
         """Returns the precisions that this machine runs."""
 
     def build(self, model_file: Path, precision: str, folder: Path) -> Deployment:
-        """Writes what it loads into a folder."""
+        """Writes what it loads into a folder.
+
+        Args:
+            model_file: an ONNX file.
+            precision: one of `precisions`.
+            folder: where the files go; it is made.
+
+        Returns:
+            How the runtime loads them.
+
+        Raises:
+            LstmoptError: it cannot convert the model, or does not run the precision.
+        """
 
     def open(self, deployment: Deployment, threads: int) -> Session:
-        """Loads a deployment."""
+        """Loads a deployment.
+
+        Args:
+            deployment: what `build` returned, or an entry of a manifest with paths that open.
+            threads: that one inference may use.
+
+        Raises:
+            LstmoptError: the runtime is not installed, or cannot load the file.
+        """
 
 
 def check_feeds(inputs: tuple[TensorInfo, ...], feeds: Feeds) -> None:
