@@ -93,7 +93,15 @@ class Worker:
         self.close()
 
     def load(self, candidate: Candidate, calls: Calls) -> None:
-        """Begins to load a candidate in place of the one before; `ready` waits for it."""
+        """Begins to load a candidate in place of the one before; `ready` waits for it.
+
+        Args:
+            candidate: what to load.
+            calls: what `write_feeds` returned for it.
+
+        Raises:
+            LstmoptError: the process has ended.
+        """
         self.name = candidate.name
         self._call_ns = 0
         deployment = candidate.deployment
@@ -125,7 +133,10 @@ class Worker:
         self._call_ns = max(1, int(self._receive()["call_ns"]))
 
     def block(self, block_ms: float) -> Block:
-        """Runs calls for at least so many milliseconds.
+        """Runs calls in a row, each timed alone.
+
+        Args:
+            block_ms: least duration, milliseconds; three calls at least.
 
         Raises:
             LstmoptError: one fails, or the runtime ends the process.
@@ -179,7 +190,18 @@ class Worker:
 
 
 def write_feeds(candidate: Candidate, folder: Path) -> list[tuple[float, Path]]:
-    """Writes the inputs of each kind of call where the workers read them; returns shares and files."""
+    """Writes the inputs of each kind of call where the workers read them.
+
+    Args:
+        candidate: for its calls.
+        folder: where to; it is made.
+
+    Returns:
+        For each kind of call its share and its file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

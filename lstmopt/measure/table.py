@@ -73,7 +73,11 @@ class LatencyTable(BaseModel):
         return self
 
     def latency(self, hidden_size: int) -> float:
-        """Returns the latency in microseconds, between two sizes of the table the straight line."""
+        """Returns the latency of one call in microseconds.
+
+        Args:
+            hidden_size: between two sizes of the table the straight line, beyond them the nearest one's.
+        """
         import numpy as np
 
         sizes = sorted(self.curve)
@@ -92,7 +96,14 @@ class LatencyTable(BaseModel):
         return self.fingerprint.difference(fingerprint())
 
     def save(self, path: Path) -> None:
-        """Writes the table beside its place and moves it there."""
+        """Writes the table beside its place and moves it there.
+
+        Args:
+            path: the file; its folder is made.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(path.name + ".tmp")
         with beside.open("w", encoding="utf-8") as file:
@@ -104,6 +115,9 @@ class LatencyTable(BaseModel):
     @classmethod
     def load(cls, path: Path) -> Self:
         """Reads a table.
+
+        Args:
+            path: what `save` wrote, here or elsewhere.
 
         Raises:
             LstmoptError: the file is missing, or is not a whole table of this schema.

@@ -156,7 +156,19 @@ def _attempt(
 
 
 def quiet_block(worker: Worker, block_ms: float, repeats: int = REPEATS) -> tuple[Block, int]:
-    """Runs a block, again where it was disturbed; returns the least disturbed and how many were not used."""
+    """Runs a block, again where it was disturbed.
+
+    Args:
+        worker: with its candidate loaded.
+        block_ms: least duration, milliseconds.
+        repeats: how often again at most.
+
+    Returns:
+        The least disturbed block, and how many were not used.
+
+    Raises:
+        LstmoptError: a call fails.
+    """
     best = worker.block(block_ms)
     for again in range(repeats):
         if best.disturbances == 0:
