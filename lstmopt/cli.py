@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lstmopt.targets import Target
 
 FILE = click.Path(path_type=Path)
+LARGEST_SCALE = 2.0
 Shapes = Sequence[tuple[str, tuple[int, ...]]]
 
 
@@ -244,6 +245,8 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
 
     if options["budget"] is not None and options["steps"] is not None:
         raise click.UsageError("--budget and --steps exclude each other")
+    if not all(0 < scale <= LARGEST_SCALE for scale in options["scales"]):
+        raise click.UsageError(f"--scale takes shares above 0, up to {LARGEST_SCALE:.0%}, such as 75%")
     if options["save_config"] is not None:
         _save_config(options["save_config"], ctx)
     call: dict[str, Any] = {

@@ -58,6 +58,20 @@ def test_no_registry_s_host_in_either() -> None:
     assert not re.search(r"https?://|\b(?:pypi|pytorch|anaconda)\.org\b", text)
 
 
+def test_only_targets_that_are_there_are_offered() -> None:
+    from lstmopt.targets import shipped_targets
+
+    named = re.findall(r"\b(?:xeon|local|nvidia)\b", ACTION["inputs"]["target"]["description"] + GUIDE)
+    assert set(named) == set(shipped_targets())
+
+
+def test_tables_of_another_target_are_not_restored() -> None:
+    (restore,) = (
+        step for step in ACTION["runs"]["steps"] if step.get("uses", "").endswith("cache/restore@v4")
+    )
+    assert "inputs.target" in restore["with"]["key"] and "restore-keys" not in restore["with"]
+
+
 def test_action_is_composite() -> None:
     assert ACTION["runs"]["using"] == "composite"
     assert {

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.cells import LSTM
-from lstmopt.rnn.files import save_model
+from lstmopt.rnn.execution import run_model
+from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.rnn.writer import rnn_model
 from lstmopt.runtimes import RUNTIMES, Deployment, Runtime, open_session, runtime
@@ -95,6 +96,19 @@ def test_lstm_equals_float64(
     assert [info.name for info in session.inputs] == ["x", "h_0", "c_0"]
     assert session.inputs[0].shape == ((steps, batch, inputs) if fixed else (None, None, inputs))
     assert deployment.input_shapes["x"][2] == inputs
+
+
+@EVERY
+def test_a_folder_with_a_comma_in_its_name(engine: Runtime, tmp_path: Path) -> None:
+    """OpenVINO's conversion takes a comma in a path for the end of it."""
+    folder = tmp_path / "hidden sizes 8, 16"
+    save_model(rnn_model(layer()), folder / "m.onnx")
+    proto = onnx.load(folder / "m.onnx")
+    onnx.save(proto, folder / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    feeds = {"x": np.ones((5, 1, 12), np.float32)}
+    expected = run_model(load_model(folder / "m.onnx"), feeds)["y"]
+    session = open_session(engine.build(folder / "m.onnx", "f32", folder / "built"), 1)
+    np.testing.assert_allclose(session.run(feeds)["y"], expected, atol=1e-5)
 
 
 @EVERY

@@ -157,12 +157,16 @@ def variants(
         notes: gets a line for each thing that cannot be done.
         commands: what to type.
     """
-    built = build("as it is", original, target, folder)
-    notes.extend(built.notes)
-    yield Variant("as it is", built, False, commands.export())
+
+    def built(title: str, model: ir.Model) -> Built:
+        found = build(title, model, target, folder)
+        notes.extend(found.notes)
+        return found
+
+    yield Variant("as it is", built("as it is", original), False, commands.export())
     if len(target.shapes) == 1 and dynamic_axes(original):
         try:
-            static = build("static shapes", fixed(original, target), target, folder)
+            static = built("static shapes", fixed(original, target))
             yield Variant("static shapes", static, False, commands.export("--static"))
         except LstmoptError as error:
             notes.append(f"static shapes: {error.fault}")
@@ -173,7 +177,7 @@ def variants(
     for share, sizes in smaller_sizes(groups).items():
         title = f"hidden sizes {', '.join(str(size) for size in sizes.values())}"
         try:
-            smaller = build(title, resize(original, sizes).model, target, folder)
+            smaller = built(title, resize(original, sizes).model)
         except LstmoptError as error:
             notes.append(f"{title}: {error.fault}")
             continue
@@ -209,13 +213,10 @@ def _compare(
     found: Sequence[Variant], target: Target, threads: int, seed: int, progress: Progress
 ) -> measure.Comparison:
     """Times every deployment of the variants together."""
-    candidates = [
-        measure.Candidate(
-            key(item.title, deployment), deployment, timing_calls(item.built.model, target, seed)
-        )
-        for item in found
-        for deployment in item.built.deployments
-    ]
+    candidates = []
+    for item in found:
+        calls = timing_calls(item.built.model, target, seed)
+        candidates += [measure.Candidate(key(item.title, d), d, calls) for d in item.built.deployments]
     return measure.compare(candidates, threads=threads, rounds=12, seed=seed, progress=progress)
 
 

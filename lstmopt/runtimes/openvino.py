@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -149,7 +151,8 @@ class OpenVino:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "model.xml"
         try:
-            model = ov.convert_model(str(model_file))
+            with _without_commas(model_file) as path:
+                model = ov.convert_model(str(path))
             _name_ports(model, graph)
             ov.save_model(model, str(file), compress_to_fp16=False)
         except Exception as error:  # noqa: BLE001 - as above
@@ -172,6 +175,19 @@ class OpenVino:
             return OpenVinoSession(deployment, threads)
         except ImportError as error:
             raise LstmoptError("openvino", "not installed", "pip install openvino") from error
+
+
+@contextmanager
+def _without_commas(path: Path) -> Iterator[Path]:
+    """Gives a path of the same file without a comma, at which OpenVINO's conversion cuts a path in two."""
+    if "," not in str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder:
+        # The folder, not the file: weights in other files are found beside it.
+        link = Path(folder) / "model"
+        link.symlink_to(path.parent.absolute(), target_is_directory=True)
+        yield link / path.name
 
 
 def _name_ports(model: Any, graph: Any) -> None:
