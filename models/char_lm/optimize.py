@@ -36,7 +36,7 @@ def main() -> None:
     stages = (
         Simplify(),
         Peers(),
-        Probe(step=8, smallest=0.5),
+        Probe(step=16, smallest=0.5),
         BackOff(scales=SCALES, compression=COMPRESSION, relaxed=(1.0,), train=train),
         Export(),
         Verify(),
