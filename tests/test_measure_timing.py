@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -94,6 +95,7 @@ class Simulated:
 def simulation(monkeypatch: pytest.MonkeyPatch) -> type[Simulated]:
     """A machine whose true latencies are known."""
     monkeypatch.setattr("lstmopt.measure.timing.Worker", Simulated)
+    monkeypatch.setattr("lstmopt.measure.timing.machine_lock", nullcontext)  # nothing is timed
     for name, value in {"latencies": {}, "disturbed": 0.0, "bias": 0.003, "begun": [], "blocks": []}.items():
         monkeypatch.setattr(Simulated, name, value)
     return Simulated
@@ -113,6 +115,7 @@ def test_known_latencies_are_found(simulation: type[Simulated]) -> None:
         assert ratio.value == pytest.approx(truth, rel=0.015)
         assert ratio.low < truth < ratio.high < 1.06 * ratio.low
     assert result.timing("b").median == pytest.approx(130, rel=0.02)
+    assert result.ratio("a", "a").low == result.ratio("a", "a").high == 1.0
     assert all(worker in simulation.begun for worker in ("end a", "end b", "end c"))
 
 
@@ -132,6 +135,9 @@ def test_a_machine_on_which_a_model_differs_from_itself_is_tried_again(simulatio
     simulation.begun.clear()
     compare([named("a")], threads=1, rounds=6, attempts=1)
     assert len([name for name in simulation.begun if name == "a"]) == 2 * 4
+    simulation.begun.clear()
+    compare([named("a")], threads=1, rounds=6, attempts=1, cold=True)
+    assert len([name for name in simulation.begun if name == "a"]) == 2 * 2
 
 
 def test_interrupted_blocks_that_had_to_be_kept_are_told(simulation: type[Simulated]) -> None:

@@ -20,10 +20,14 @@ import lstmopt
 from lstmopt.errors import ContractError, LstmoptError
 from lstmopt.passes import Export, GrowPrune, Probe, Resize, Simplify, Verify
 from lstmopt.passes.verify import verify_artifact
+<<<<<<< HEAD
 from lstmopt.pipeline.state import Stopwatch
 from lstmopt.report.folder import check_files
 from lstmopt.report.schema import Manifest, Report
 from lstmopt.rnn.files import load_model
+=======
+from lstmopt.rnn.files import load_model, save_model
+>>>>>>> wa
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.targets import RuntimeTarget, Target
 from tests.test_cli_errors import call, classifier, examples, refused
@@ -500,11 +504,12 @@ def test_evaluations_of_other_code_or_packages_do_not_count(
 
 
 def test_a_stream_is_measured_with_empty_caches_too(folder: Path, artifact: Path, tmp_path: Path) -> None:
-    from tests.training import language_model, text
+    from tests.test_passes_resize import language_model
 
-    language_model(tmp_path)
+    save_model(language_model(), tmp_path / "lm.onnx")
+    tokens = np.random.default_rng(0).integers(0, 11, 4_000)
     state = lstmopt.Pipeline(Simplify(), Export(5)).run(
-        tmp_path / "lm32.onnx", target=ONE, output=tmp_path / "out", data={"tokens": text(4_000, 1)}
+        tmp_path / "lm.onnx", target=ONE, output=tmp_path / "out", data={"tokens": tokens}
     )
     assert state.report is not None
     cold = json.loads((tmp_path / "out" / "report.json").read_text())["cold"]

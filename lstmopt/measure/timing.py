@@ -19,6 +19,9 @@ PROCESSES = (2, 4)
 """Fewest and most worker processes a candidate: where a process's pages lie moves its latency by a
 percent or two."""
 
+COLD_PROCESSES = 2
+"""Worker processes of a candidate whose caches are emptied: each holds up to 512 MiB to do that with."""
+
 WORKERS = 24
 """Worker processes of a comparison: with many candidates each has fewer, to spare memory and start-up."""
 
@@ -62,7 +65,9 @@ class Comparison:
         return statistics.timing(self.rounds[name], self.processes, self.apart)
 
     def ratio(self, name: str, other: str) -> Ratio:
-        """Returns the latency of one candidate over another's."""
+        """Returns the latency of one candidate over another's; over its own it is 1."""
+        if name == other:
+            return Ratio(value=1.0, low=1.0, high=1.0)
         return statistics.ratio(self.rounds[name], self.rounds[other], self.processes, self.apart)
 
     @property
@@ -122,7 +127,7 @@ def _attempt(
 ) -> Comparison:  # fmt: skip
     rng = np.random.default_rng(seed)
     discarded, disturbed = 0, False
-    processes = int(np.clip(WORKERS // (len(candidates) + 1), *PROCESSES))
+    processes = COLD_PROCESSES if cold else int(np.clip(WORKERS // (len(candidates) + 1), *PROCESSES))
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder, ExitStack() as stack:
         groups: list[list[Worker]] = []
         for index, candidate in enumerate([*candidates, candidates[0]]):  # the last is the first's twin

@@ -14,6 +14,9 @@ from lstmopt.rnn.files import load_model
 if TYPE_CHECKING:
     from lstmopt.passes.back_off import BackOff
 
+BELOW = 0.85
+"""Share of the smallest hidden size that is tried down to which latency is measured."""
+
 
 def standard_stages(back_off: BackOff | None = None) -> tuple[Stage, ...]:
     """Returns the stages of `lstmopt optimize`.
@@ -23,7 +26,10 @@ def standard_stages(back_off: BackOff | None = None) -> tuple[Stage, ...]:
     """
     from lstmopt.passes import BackOff, Export, Peers, Probe, Simplify, Verify
 
-    return Simplify(), Peers(), Probe(step=16, smallest=0.5), back_off or BackOff(), Export(), Verify()
+    back_off = back_off or BackOff()
+    # Below the smallest size that is tried no point is looked for, but for the bin that this size lies in.
+    probe = Probe(step=16, smallest=BELOW * min(1.0, *back_off.scales))
+    return Simplify(), Peers(), probe, back_off, Export(), Verify()
 
 
 def optimize(
