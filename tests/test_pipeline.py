@@ -18,16 +18,13 @@ import pytest
 
 import lstmopt
 from lstmopt.errors import ContractError, LstmoptError
-from lstmopt.passes import Export, GrowPrune, Probe, Resize, Simplify, Verify
+from lstmopt.passes import BackOff, Export, GrowPrune, Probe, Resize, Simplify, Verify
 from lstmopt.passes.verify import verify_artifact
-<<<<<<< HEAD
+from lstmopt.pipeline.standard import standard_stages
 from lstmopt.pipeline.state import Stopwatch
 from lstmopt.report.folder import check_files
 from lstmopt.report.schema import Manifest, Report
-from lstmopt.rnn.files import load_model
-=======
 from lstmopt.rnn.files import load_model, save_model
->>>>>>> wa
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.targets import RuntimeTarget, Target
 from tests.test_cli_errors import call, classifier, examples, refused
@@ -413,6 +410,15 @@ class Work:
     def run(self, state: Any) -> Any:
         self.clock.append(self.clock[-1] + 10.0)
         return state if self.inner is None else replace(state, records=state.then(self.inner).records)
+
+
+def test_a_standard_run_probes_no_lower_than_what_it_tries() -> None:
+    def smallest(scales: tuple[float, ...]) -> float:
+        (probe,) = [s for s in standard_stages(BackOff(scales=scales)) if isinstance(s, Probe)]
+        return probe.smallest
+
+    assert smallest((0.5, 0.9)) < 0.5 < smallest((0.8,)) < 0.8
+    assert smallest((1.5,)) < 1, "the layer's own size lies in a bin too"
 
 
 def test_no_second_counts_twice(folder: Path, tmp_path: Path) -> None:
