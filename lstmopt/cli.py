@@ -151,6 +151,11 @@ def _config(ctx: click.Context, param: click.Parameter, value: Path | None) -> P
     return value
 
 
+def _percent(share: float) -> str:
+    """Writes a share as the shell reads it."""
+    return f"{100 * share:.12g}%"
+
+
 def _save_config(path: Path, ctx: click.Context) -> None:
     """Writes the TOML that repeats the call."""
     import tomli_w
@@ -170,7 +175,8 @@ def _save_config(path: Path, ctx: click.Context) -> None:
     for parameter in ctx.command.params:
         name = str(parameter.name).replace("_", "-")
         if isinstance(parameter.type, Percent) and name in values:
-            values[name] = f"{100 * values[name]:.12g}%"
+            given = values[name]
+            values[name] = [_percent(share) for share in given] if parameter.multiple else _percent(given)
     path.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.advise import compared
 from lstmopt.measure import Comparison, Ratio
 from lstmopt.measure.fingerprint import available_cores
+from lstmopt.measure.statistics import Spread
 from lstmopt.passes.advice import Advice
 from lstmopt.passes.advise import Commands, Variant, advise, rated, smaller_sizes
 from lstmopt.passes.candidates import Built
@@ -69,7 +70,8 @@ def simulated(**latencies: float) -> Comparison:
     """A comparison of runtimes that take exactly so many microseconds for the model as it is."""
     return Comparison(
         rounds={f"as it is/{name}/f32": [np.full(3, value)] * 4 for name, value in latencies.items()},
-        aa=Ratio(value=1.0, low=1.0, high=1.0), discarded=0, kept_interrupted=False, processes=2, seed=0,
+        aa=Ratio(value=1.0, low=1.0, high=1.0), discarded=0, kept_interrupted=False, processes=2,
+        apart=Spread(0.0, 3),
     )  # fmt: skip
 
 

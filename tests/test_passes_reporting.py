@@ -15,6 +15,7 @@ import pytest
 
 import lstmopt
 from lstmopt import measure
+from lstmopt.measure.statistics import Spread
 from lstmopt.measure.timing import Comparison
 from lstmopt.passes import Export, Resize, Simplify
 from lstmopt.passes.candidates import assess, build, key
@@ -68,7 +69,7 @@ def assessed(
     rounds = {name: [np.full(5, 10.0 + index)] * 4 for index, name in enumerate(names)}
     fields: dict[str, Any] = {
         "rounds": rounds, "aa": measure.Ratio(value=1.0, low=0.99, high=1.01), "discarded": 0,
-        "kept_interrupted": False, "processes": 2, "seed": 0,
+        "kept_interrupted": False, "processes": 2, "apart": Spread(0.0, 3),
     }  # fmt: skip
     comparison = Comparison(**{**fields, **changes})
     return state, assess(builds, comparison, state), comparison

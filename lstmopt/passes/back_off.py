@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from lstmopt.errors import LstmoptError
 from lstmopt.passes.candidates import (
+    ORIGINAL,
     Built,
     assess,
     best_peer,
@@ -15,12 +16,10 @@ from lstmopt.passes.candidates import (
     evaluate,
     f32_deployment,
     key,
-    original_deployment,
     scaled,
     shippable,
 )
 from lstmopt.passes.grow_prune import GrowPrune
-from lstmopt.passes.peers import ORIGINAL
 from lstmopt.passes.resize import Resize
 from lstmopt.rnn.reader import find_rnns
 
@@ -88,26 +87,38 @@ class BackOff:
         if self.tune > 0 and state.labelled:
             state = self._tuned(state, None if left is None else left * self.tune)
             left = None if left is None else left * (1 - self.tune)
-        start, plan, plans = state, 0, len(self.scales) * len(self.relaxed)
+        start, sizes, plans = state, [], []
         for scale in self.scales:
             resized = _based(start, state).then(Resize(scale=scale))
             state = _with(state, resized)
-            models = {} if resized.model is start.model else {f"{RESIZED}-{scale:g}": resized.model}
-            trained = resized
-            for share in self.relaxed:
-                plan += 1
-                seconds = None if left is None else left if plan == plans else left * SHARE
-                left = None if left is None or seconds is None else left - seconds
-                density = min(1.0, original / (self.compression * share) / _parameters(resized))
-                state.progress(
-                    f"plan {plan} of {plans}: hidden sizes {_sizes(resized)}, density {density:.0%}", 0.0
-                )
-                trained = _based(trained, state).then(replace(self.train, density=density, seconds=seconds))
-                name = f"{PRUNED}-{scale:g}" + ("" if share == 1 else f"-{share:g}")
-                state, holds = _assessed(_with(state, trained), {**models, name: trained.model})
-                if holds or density == 1.0:
-                    break
-                models = {}
+            if _sizes(resized) in sizes:
+                continue  # two shares of a small layer can be one size
+            sizes.append(_sizes(resized))
+            densities = [
+                min(1.0, original / (self.compression * share) / _parameters(resized)) for share in self.relaxed
+            ]
+            plans += [
+                _Plan(scale, share, resized, density)
+                for index, (share, density) in enumerate(zip(self.relaxed, densities, strict=True))
+                if density not in densities[:index]
+            ]
+        trained = start
+        for index, plan in enumerate(plans):
+            seconds = None if left is None else left if plan is plans[-1] else left * SHARE
+            left = None if left is None or seconds is None else left - seconds
+            state.progress(
+                f"plan {index + 1} of {len(plans)}: hidden sizes {_sizes(plan.resized)}, "
+                f"density {plan.density:.0%}",
+                0.0,
+            )
+            first = index == 0 or plans[index - 1].scale != plan.scale
+            before = plan.resized if first else trained
+            recipe = replace(self.train, density=plan.density, seconds=seconds)
+            trained = _based(before, state).then(recipe)
+            models = {plan.title: trained.model}
+            if first and plan.resized.model is not start.model:
+                models = {f"{RESIZED}-{plan.scale:g}": plan.resized.model, **models}
+            state, holds = _assessed(_with(state, trained), models)
             if holds:
                 break
         return replace(state, model=trained.model, masks=trained.masks, pattern=trained.pattern)
@@ -115,15 +126,38 @@ class BackOff:
     def _tuned(self, state: State, seconds: float | None) -> State:
         """Returns the state with the dense model fine-tuned: teacher and start if it became better."""
         state.progress("fine-tuning the dense model: teacher, start and baseline of what follows", 0.0)
-        after = state.then(replace(self.train, density=1.0, seconds=seconds))
+        dense = replace(
+            self.train, density=1.0, pattern="unstructured", prune_decoder=None, seconds=seconds
+        )
+        after = state.then(dense)
         state, _ = _assessed(_with(state, after), {TUNED: after.model})
-        baseline, tuned = original_deployment(state), f32_deployment(TUNED, after.model, state)
-        before, now = (evaluate(item, state, state.data.valid).loss for item in (baseline, tuned))
+
+        def loss(name: str, model: ir.Model) -> float:
+            return evaluate(f32_deployment(name, model, state), state, state.data.valid).loss
+
+        now, before = loss(TUNED, after.model), loss("start", state.model)
         state.progress(f"validation loss {before:.4f}, fine-tuned {now:.4f}", 1.0)
         if now >= before:
             return state
-        # The key goes along: what follows depends on this teacher.
-        return replace(state, model=after.model, teacher=after.model, key=after.key)
+        given = state.teacher
+        teacher = after.model if given is None or now < loss("teacher", given) else given
+        # The key goes along: what follows depends on this start and this teacher.
+        return replace(state, model=after.model, teacher=teacher, key=after.key)
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """One training: a size, the share of the compression, the state before it and the density."""
+
+    scale: float
+    share: float
+    resized: State
+    density: float
+
+    @property
+    def title(self) -> str:
+        """What its candidate is called."""
+        return f"{PRUNED}-{self.scale:g}" + ("" if self.share == 1 else f"-{self.share:g}")
 
 
 def _assessed(state: State, models: dict[str, ir.Model]) -> tuple[State, bool]:

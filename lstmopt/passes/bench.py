@@ -84,8 +84,9 @@ def bench(
 ) -> BenchResult:
     """Times models against each other.
 
-    An ONNX file is timed in every runtime and precision of the target, an OpenVINO IR in its own, an
-    artifact in each entry of its ``deploy`` list, all on the target's calls.
+    An ONNX file is timed in every runtime and precision of the target, an OpenVINO IR as the manifest
+    beside it says (f32 without one), an artifact or an export in each entry of its ``deploy`` list, all
+    on the target's calls.
 
     Args:
         models: the files or folders.
@@ -147,8 +148,12 @@ def _candidates(path: Path, index: int, target: Target, folder: Path, seed: int)
         return measure.Candidate(name, deployment, calls)
 
     if path.suffix == ".xml":
-        return [_Named(_ir(path, target, seed, named), None)]
+        return [_Named(_ir(_described(path), target, seed, named), None)]
     manifest = Manifest.load(path / "manifest.json") if path.is_dir() else None
+    if manifest is not None and not (path / "model.onnx").is_file():
+        # What `lstmopt export` wrote for OpenVINO holds no ONNX file: its IRs tell their inputs.
+        states = frozenset(state.input for state in manifest.states)
+        return [_Named(_ir(entry, target, seed, named), states) for entry in manifest.deployments(path)]
     model = load_model(path / "model.onnx" if manifest is not None else path)
     calls = timing_calls(model, target, seed)
     states = frozenset(pair.input for pair in state_pairs(model))
@@ -186,17 +191,31 @@ def _check_shapes(candidates: Sequence[_Named]) -> None:
                 )
 
 
-def _ir(path: Path, target: Target, seed: int, named: Callable[..., measure.Candidate]) -> measure.Candidate:
+def _described(path: Path) -> Deployment:
+    """Returns how an IR is loaded: as a manifest beside it says, otherwise in f32.
+
+    Raises:
+        LstmoptError: there is no such file, or the manifest is damaged.
+    """
+    if not path.is_file():
+        raise LstmoptError(str(path), "no such file", "check the path")
+    for folder in (path.parent, path.parent.parent):
+        if (folder / "manifest.json").is_file():
+            for entry in Manifest.load(folder / "manifest.json").deployments(folder):
+                if entry.file.resolve() == path.resolve():
+                    return entry
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    return Deployment(runtime="openvino", file=path.resolve(), precision="f32", settings=settings)
+
+
+def _ir(
+    deployment: Deployment, target: Target, seed: int, named: Callable[..., measure.Candidate]
+) -> measure.Candidate:
     """Returns a candidate for an OpenVINO IR on random inputs; of two dynamic axes the first is time."""
     import numpy as np
 
     from lstmopt.runtimes import open_session
 
-    if not path.is_file():
-        raise LstmoptError(str(path), "no such file", "check the path")
-    deployment = Deployment(
-        runtime="openvino", file=path.resolve(), precision="f32", settings={"INFERENCE_PRECISION_HINT": "f32"}
-    )
     inputs = open_session(deployment, target.threads).inputs
     rng = np.random.default_rng(seed)
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from lstmopt.targets import Target
     from lstmopt.tasks.data import Dataset
 
+ORIGINAL = "original"
+"""What the candidates are called that are the model as the user gave it."""
+
 NOISE = 1e-5
 """Relative difference between two correct f32 runs of one model: no degradation smaller than it is one."""
 
@@ -130,6 +133,11 @@ def timing_calls(model: ir.Model, target: Target, seed: int) -> list[tuple[float
         )
         for shape in target.shapes
     ]
+
+
+def heaviest_call(model: ir.Model, target: Target, seed: int) -> Feeds:
+    """Returns the inputs of the target's most frequent shape."""
+    return max(timing_calls(model, target, seed), key=lambda call: call[0])[1]
 
 
 def compare(
@@ -286,6 +294,11 @@ def assess(
                 )
             )
     return tuple(found)
+
+
+def peers_of(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Returns the candidates that are the original."""
+    return tuple(candidate for candidate in candidates if candidate.name == ORIGINAL)
 
 
 def fastest_f32(peers: Sequence[Candidate]) -> Candidate:

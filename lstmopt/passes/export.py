@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lstmopt.errors import ContractError
+from lstmopt.keys import versions
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes import publishing, reporting
 from lstmopt.passes.candidates import (
+    ORIGINAL,
     Candidate,
     assess,
+    best_peer,
     build,
     compare,
     evaluate,
+    heaviest_call,
     original_deployment,
+    peers_of,
+    scaled,
     shippable,
-    timing_calls,
 )
-from lstmopt.passes.peers import ORIGINAL
 from lstmopt.passes.verify import artifact_checks, contract_check
 from lstmopt.report.folder import manifest_files, write_artifact_folder
 from lstmopt.report.golden import Golden, play, write_golden
@@ -37,6 +43,9 @@ if TYPE_CHECKING:
 
     from lstmopt.pipeline import State
     from lstmopt.targets import Target
+
+CLOSE = 1.2
+"""How much slower than the fastest of the models that could ship one may be to be measured once more."""
 
 GOLDEN_WINDOWS = 3
 """Calls recorded one after the other, so that states are fed back twice."""
@@ -69,22 +78,39 @@ class Export:
         ]
         notes = (*state.notes, *(note for built in builds for note in built.notes if note not in state.notes))
         comparison = compare(builds, state.target, state.seed, state.progress, self.rounds)
-        again = {built.name for built in builds}
-        others = tuple(item for item in state.candidates if item.name not in again)
-        candidates = (*assess(builds, comparison, state), *others)
-        chosen = choose(candidates, state.max_degradation)
+        candidates = assess(builds, comparison, state)
+        candidates = (*candidates, *_measured_before(state, candidates))
         state = replace(state, candidates=candidates, notes=notes)
-        model = next(built.model for built in builds if built.name == chosen.name)
+        models = {built.name: built.model for built in builds}
+        try:
+            chosen = choose(candidates, state.max_degradation)
+            self._write(state, chosen, models[chosen.name])
+        except _Overtaken:
+            state.progress(f"{chosen.title} was not faster than the best peer when measured again", 1.0)
+            chosen = best_peer(peers_of(candidates))
+            self._write(state, chosen, state.original)
+        model = models[chosen.name]
+        return replace(state, model=model, report=Report.load(state.output / "report.json"))
+
+    def _write(self, state: State, chosen: Candidate, model: ir.Model) -> None:
+        """Puts the artifact of a candidate in place.
+
+        Raises:
+            _Overtaken: its file is not faster than the best peer after all.
+            ContractError: a file does not do what was measured.
+        """
         deployed = [
             candidate
-            for candidate in sorted(candidates, key=lambda item: item.latency.median)
+            for candidate in sorted(state.candidates, key=lambda item: item.latency.median)
             if candidate.name == chosen.name and candidate.within_contract
         ]
+        deployed.sort(key=lambda candidate: candidate is not chosen)
         tested = _test(state, chosen)
 
         def fill(folder: Path) -> None:
-            feeds = timing_calls(model, state.target, state.seed)[0][1]
-            shapes = {name: array.shape for name, array in feeds.items()}
+            shapes = {
+                name: array.shape for name, array in heaviest_call(model, state.target, state.seed).items()
+            }
             placed = _place_files(folder, model, deployed, shapes)
             entries = [entry for entry, _ in placed]
             golden = _golden(state, model, [candidate for _, candidate in placed])
@@ -93,12 +119,14 @@ class Export:
             reporting.write_latency(folder / "latency", state.tables)
             written = _at(folder, entries[0])
             again = publishing.measured_again(state, chosen, written, model, self.rounds)
-            published, shipped = publishing.published(candidates, chosen, written, again)
+            published, shipped = publishing.published(state.candidates, chosen, written, again)
+            if shipped.name != ORIGINAL and again.trusted and publishing.overtaken(published, shipped, again):
+                raise _Overtaken
             final = reporting.report(state, published, shipped, again, tested)
             final = final.model_copy(
                 update={
                     "optimized": final.optimized.model_copy(update={"file": entries[0].file.as_posix()}),
-                    "cold": publishing.cold(state, chosen, written, model, self.rounds),
+                    "cold": publishing.cold(state, published, shipped, model, self.rounds),
                 }
             )
             final.save(folder / "report.json")
@@ -106,7 +134,7 @@ class Export:
             (folder / "report.html").write_text(page, encoding="utf-8")
             manifest = Manifest(
                 files=manifest_files(folder),
-                versions=reporting.versions(),
+                versions=versions(),
                 fingerprint=fingerprint(),
                 deploy=tuple(entries),
                 states=tuple(StateRecord(input=p.input, output=p.output) for p in state_pairs(model)),
@@ -119,7 +147,22 @@ class Export:
                     raise ContractError(str(state.output), f"{check.name}: {check.detail}", "report this")
 
         write_artifact_folder(fill, state.output)
-        return replace(state, model=model, report=Report.load(state.output / "report.json"))
+
+
+class _Overtaken(Exception):
+    """What was chosen is not faster than the best peer when both are measured again."""
+
+
+def _measured_before(state: State, again: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Returns the candidates that only an earlier stage measured, on the scale of the measurement of now."""
+    names = {candidate.name for candidate in again}
+    others = [candidate for candidate in state.candidates if candidate.name not in names]
+    if not others or not state.peers:
+        return tuple(others)
+    best = best_peer(state.peers)
+    (now,) = (c for c in peers_of(again) if c.title == best.title)
+    factor = now.latency.median / best.latency.median
+    return tuple(scaled(candidate, factor) for candidate in others)
 
 
 def _at(folder: Path, entry: Deployment) -> Deployment:
@@ -135,15 +178,16 @@ def _at(folder: Path, entry: Deployment) -> Deployment:
 def _contenders(state: State) -> dict[str, ir.Model]:
     """Returns the models that are measured to choose from, by name.
 
-    Those that an earlier stage has measured and that cannot ship keep its figures.
+    Those that an earlier stage has measured, and that cannot ship or are far from the fastest, keep its
+    figures.
     """
     measured = {candidate.name for candidate in state.candidates}
-    hopeful = {candidate.name for candidate in shippable(state.candidates)}
+    hopeful = shippable(state.candidates)
+    bound = CLOSE * min((c.latency.median for c in hopeful), default=0.0)
+    close = {candidate.name for candidate in hopeful if candidate.latency.median <= bound}
     models = {ORIGINAL: state.original}
     models |= {
-        name: model
-        for name, model in state.trained.items()
-        if name in hopeful or name not in measured
+        name: model for name, model in state.trained.items() if name in close or name not in measured
     }
     if not state.trained and state.model is not state.original:
         models["optimized"] = state.model
@@ -158,7 +202,8 @@ def choose(candidates: tuple[Candidate, ...], max_degradation: float) -> Candida
     """
     allowed = shippable(candidates)
     if not allowed:
-        measured = [c.degradation.value for c in candidates if c.degradation is not None]
+        values = [c.degradation.value for c in candidates if c.degradation is not None]
+        measured = [value for value in values if math.isfinite(value)]
         raise ContractError(
             "contract",
             f"no candidate degrades by at most {max_degradation:.2%} (best: {min(measured, default=0):.2%})",
@@ -221,7 +266,7 @@ def _golden(state: State, model: ir.Model, deployed: list[Candidate]) -> Golden:
 
     def calls(graph: ir.Model) -> list[dict[str, Any]]:
         windows = [
-            dict(timing_calls(graph, state.target, state.seed + step)[0][1]) for step in range(GOLDEN_WINDOWS)
+            dict(heaviest_call(graph, state.target, state.seed + step)) for step in range(GOLDEN_WINDOWS)
         ]
         for window in windows:
             for name in sources & set(window):

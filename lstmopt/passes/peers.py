@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from lstmopt.passes.candidates import assess, build, compare
+from lstmopt.passes.candidates import ORIGINAL, assess, build, compare
 
 if TYPE_CHECKING:
     from lstmopt.pipeline import State
-
-ORIGINAL = "original"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The figures that are published: of the written file, beside the peers, warm and with empty caches.
+"""The figures that are published: of the written file, beside all peers, warm and with empty caches.
 
 The measurement that chose favours what was lucky in it, so another one is made of what was chosen.
 """
@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lstmopt import measure
-from lstmopt.passes.candidates import Built, Candidate, best_peer, compare, fastest_f32, key
-from lstmopt.passes.peers import ORIGINAL
+from lstmopt.passes.candidates import ORIGINAL, Built, Candidate, best_peer, compare, key, peers_of, scaled
 from lstmopt.report.schema import Cold, Interval, Latency
 from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes.base import Deployment
@@ -27,7 +26,7 @@ COLD_ROUNDS = 8
 def measured_again(
     state: State, chosen: Candidate, written: Deployment, model: ir.Model, rounds: int
 ) -> measure.Comparison:
-    """Times the written file beside the fastest f32 peer and the best one.
+    """Times the written file beside every peer.
 
     Args:
         state: with its candidates, the original in every precision among them.
@@ -36,33 +35,69 @@ def measured_again(
         model: its graph.
         rounds: blocks of each.
     """
-    peers = _peers(state)
-    rivals = (fastest_f32(peers), best_peer(peers))
-    return compare(
-        _beside(state, rivals, chosen, written, model), state.target, state.seed + 1, state.progress, rounds
-    )
+    deployments = [peer.deployment for peer in peers_of(state.candidates)]
+    builds = _beside(state, deployments, chosen.name, written, model)
+    return compare(builds, state.target, state.seed + 1, state.progress, rounds)
+
+
+def published(
+    candidates: Sequence[Candidate], chosen: Candidate, written: Deployment, again: measure.Comparison
+) -> tuple[tuple[Candidate, ...], Candidate]:
+    """Returns the candidates on the scale of `measured_again`, and the one that ships as written.
+
+    Args:
+        candidates: everything that was measured, on one scale.
+        chosen: what ships.
+        written: its file in the artifact.
+        again: the last measurement; what took part in it has its latency from there, the rest is scaled
+            by the best peer's.
+    """
+    best = best_peer(peers_of(candidates))
+    factor = again.timing(key(ORIGINAL, best.deployment)).median / best.latency.median
+    found, shipped = [], chosen
+    for candidate in candidates:
+        name = key(candidate.name, candidate.deployment)
+        changes: dict[str, Any] = {"deployment": written} if candidate is chosen else {}
+        if name in again.rounds:
+            changes["latency"] = again.timing(name)
+        found.append(candidate.model_copy(update=changes) if changes else scaled(candidate, factor))
+        if candidate is chosen:
+            shipped = found[-1]
+    return tuple(found), shipped
+
+
+def overtaken(candidates: Sequence[Candidate], shipped: Candidate, again: measure.Comparison) -> bool:
+    """Returns whether the best peer is as fast as what would ship.
+
+    Args:
+        candidates: as published.
+        shipped: one of them.
+        again: the last measurement.
+    """
+    best = best_peer(peers_of(candidates))
+    return again.ratio(key(ORIGINAL, best.deployment), key(shipped.name, shipped.deployment)).value <= 1
 
 
 def cold(
-    state: State, chosen: Candidate, written: Deployment, model: ir.Model, rounds: int
+    state: State, candidates: Sequence[Candidate], shipped: Candidate, model: ir.Model, rounds: int
 ) -> Cold | None:
     """Times the written file and the best peer with empty caches, where a call goes on from the one before.
 
     Args:
-        state: with its candidates.
-        chosen: what ships.
-        written: its file in the artifact.
+        state: of the run.
+        candidates: as published.
+        shipped: one of them, its file in the artifact.
         model: its graph.
         rounds: blocks of each, `COLD_ROUNDS` at most.
 
     Returns:
-        None for a model that carries no states.
+        None for a model that carries no states, and where the measurement is not to be trusted.
     """
     if not state_pairs(state.original):
         return None
-    best = best_peer(_peers(state))
+    best = best_peer(peers_of(candidates))
     comparison = compare(
-        _beside(state, (best,), chosen, written, model),
+        _beside(state, [best.deployment], shipped.name, shipped.deployment, model),
         state.target,
         state.seed,
         lambda text, fraction: state.progress(f"{text} with empty caches", fraction),
@@ -70,7 +105,9 @@ def cold(
         cold=True,
         attempts=1,
     )
-    own, other = key(chosen.name, chosen.deployment), key(ORIGINAL, best.deployment)
+    if not comparison.trusted:
+        return None
+    own, other = key(shipped.name, shipped.deployment), key(ORIGINAL, best.deployment)
     return Cold(
         optimized=Latency.model_validate(comparison.timing(own)),
         best_peer=Latency.model_validate(comparison.timing(other)),
@@ -79,35 +116,15 @@ def cold(
     )
 
 
-def published(
-    candidates: Sequence[Candidate], chosen: Candidate, written: Deployment, again: measure.Comparison
-) -> tuple[tuple[Candidate, ...], Candidate]:
-    """Returns the candidates with the latencies of `measured_again`, and the one that ships as written."""
-    found, shipped = [], chosen
-    for candidate in candidates:
-        name = key(candidate.name, candidate.deployment)
-        changes: dict[str, Any] = {"latency": again.timing(name)} if name in again.rounds else {}
-        if candidate is chosen:
-            changes["deployment"] = written
-        found.append(candidate.model_copy(update=changes) if changes else candidate)
-        if candidate is chosen:
-            shipped = found[-1]
-    return tuple(found), shipped
-
-
-def _peers(state: State) -> list[Candidate]:
-    return [candidate for candidate in state.candidates if candidate.name == ORIGINAL]
-
-
 def _beside(
-    state: State, rivals: Sequence[Candidate], chosen: Candidate, written: Deployment, model: ir.Model
+    state: State, peers: Sequence[Deployment], name: str, written: Deployment, model: ir.Model
 ) -> list[Built]:
     """Returns peers and the written file as what is timed; where a peer ships, its written file alone."""
-    deployments = {key(ORIGINAL, peer.deployment): peer.deployment for peer in rivals}
-    if chosen.name == ORIGINAL:
+    deployments = {key(ORIGINAL, peer): peer for peer in peers}
+    if name == ORIGINAL:
         deployments[key(ORIGINAL, written)] = written
         return [Built(ORIGINAL, state.original, tuple(deployments.values()), ())]
     return [
         Built(ORIGINAL, state.original, tuple(deployments.values()), ()),
-        Built(chosen.name, model, (written,), ()),
+        Built(name, model, (written,), ()),
     ]

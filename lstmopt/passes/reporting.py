@@ -15,7 +15,7 @@ from lstmopt import measure
 from lstmopt.keys import versions as versions
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes.candidates import NOISE, Candidate, best_peer, fastest_f32, key
-from lstmopt.passes.peers import ORIGINAL
+from lstmopt.passes.candidates import ORIGINAL
 from lstmopt.report.plots import Curve
 from lstmopt.report.schema import (
     CandidateRecord,
