@@ -186,8 +186,8 @@ def test_unknown_target_and_options(tmp_path: Path, model: Path) -> None:
     refused(call("optimize", model, "--no-such-option"), "no-such-option")
     refused(call("optimize", model, "--max-degradation", "little"), "little")
     refused(call("optimize", model, "--budget", "10m", "--steps", "5"), "exclude")
-    for scale in ("75", "0%"):
-        refused(call("optimize", model, "--scale", scale), "--scale", "such as 75%")
+    for scale, mend in (("75", "write 75%"), ("0%", "such as 75%")):
+        refused(call("optimize", model, "--scale", scale), "--scale", mend)
     refused(call("bench", model, "--threads", "0"), "--threads")
 
 

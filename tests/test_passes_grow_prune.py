@@ -44,7 +44,9 @@ def one_thread():
 
 
 def recipe(**changes):
-    return GrowPrune(**{"density": 0.2, "steps": 60, "batch": 16, "sequence": 16, "mask_every": 5, **changes})
+    return GrowPrune(
+        **{"density": 0.2, "steps": 60, "batch": 16, "sequence": 16, "mask_every": 5, "amp": False, **changes}
+    )
 
 
 def density_of(model):

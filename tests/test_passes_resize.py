@@ -287,6 +287,7 @@ class Some:
     data: Any = None
     seed: int = 0
     masks: dict[str, Any] = field(default_factory=lambda: {"old": 1})
+    pattern: str = "bank32"
     notes: tuple[str, ...] = ()
 
 

@@ -16,8 +16,16 @@ from tests.test_cli_errors import classifier, examples, refused
 from tests.test_pipeline import ONE
 
 BLOCK = """
-import sys
-sys.modules["torch"] = None  # an import fails as where nothing is installed, and find_spec finds nothing
+from importlib.machinery import PathFinder
+
+find = PathFinder.find_spec
+
+
+def without_torch(name, path=None, target=None):
+    return None if name.split(".")[0] == "torch" else find(name, path, target)
+
+
+PathFinder.find_spec = staticmethod(without_torch)
 """
 
 TARGET = """

@@ -20,7 +20,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.report.schema import Manifest
 
 RUN_FOLDER = ".run"
-MANIFEST, REPORT = "manifest.json", "report.json"
+MANIFEST = "manifest.json"
 ALMOST_FULL = 2**16
 """Free bytes below which a library's unclear error is put down to the disk."""
 
@@ -110,8 +110,7 @@ def check_destination(destination: Path) -> None:
             str(destination), "is a mount point, which cannot be replaced whole", "name a folder inside it"
         )
     others = [entry.name for entry in destination.iterdir() if entry.name != RUN_FOLDER]
-    # What `lstmopt export` wrote has a manifest, but no report: it is not an artifact to be replaced.
-    if others and not {MANIFEST, REPORT} <= set(others):
+    if others and MANIFEST not in others:
         raise LstmoptError(str(destination), f"holds other files ({min(others)})", mend)
     if others:
         try:
