@@ -8,10 +8,11 @@ import pytest
 
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.measure.table import LatencyTable
-from lstmopt.passes.probe import Probe, grid
+from lstmopt.passes.latency import fitting
+from lstmopt.passes.probe import Probe, grid, model_layers
 from lstmopt.rnn.files import load_model
 from lstmopt.targets import RuntimeTarget, Shape, Target
-from tests.test_cli_errors import classifier, examples
+from tests.test_cli_errors import call, classifier, examples
 from tests.test_measure_table import table
 from tests.test_passes_latency import peer
 from tests.training import state_for
@@ -144,3 +145,20 @@ def test_of_two_tables_of_one_kind_the_other_is_told(folder: Path, tmp_path: Pat
     tables, notes = probed(folder, tmp_path, tables=both)
     assert [(item.precision, item.dimensions) for item in tables] == [("f32", (8, 24)), ("int8", (8, 24))]
     assert len([note for note in notes if "another one that was given comes first" in note]) == 1
+
+
+def test_the_shell_s_table_fits_the_threads_of_another_call(tmp_path: Path) -> None:
+    """`lstmopt optimize --threads 2` can be given what `lstmopt probe --threads 2` has measured."""
+    (tmp_path / "short.toml").write_text(
+        'name = "short"\nthreads = 1\nruntimes = [{runtime = "onnxruntime", precisions = ["f32"]}]\n'
+        "shapes = [{batch = 1, sequence = 5}]\n"
+    )
+    model = classifier(tmp_path / "model.onnx")
+    result = call("probe", model, "--target", tmp_path / "short.toml", "--threads", 2, "-o", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert "at its own size" in result.stdout
+    (path,) = (tmp_path / "out").glob("*.json")
+    (layer,) = model_layers(load_model(model), "model")
+    tables = (LatencyTable.load(path),)
+    assert fitting(tables, layer, SHORT.model_copy(update={"threads": 2}))
+    assert not fitting(tables, layer, SHORT)

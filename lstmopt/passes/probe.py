@@ -274,7 +274,7 @@ class ProbeResult(BaseModel):
         from rich.text import Text
 
         table = Table(
-            "layer", "runtime", "hysteresis points", "bins", "at the largest", "resolution", "measured"
+            "layer", "runtime", "hysteresis points", "bins", "at its own size", "resolution", "measured"
         )
         for row in self.rows:
             shown = ", ".join(str(point) for point in row.points[:8]) + (
@@ -295,7 +295,7 @@ class ProbeResult(BaseModel):
 
 def probe_to_folder(
     model: Path | None,
-    target: str,
+    target: str | Path | Target,
     hidden_size: int | None,
     input_size: int | None,
     step: int,
@@ -307,7 +307,7 @@ def probe_to_folder(
     Args:
         model: the ONNX file, or None for a bare layer.
         target: for runtimes, precisions, threads and shape.
-        hidden_size: largest hidden size of a bare layer.
+        hidden_size: of a bare layer; sizes to a tenth above it are measured.
         input_size: its features of a step; the hidden size where None.
         step: grid of hidden sizes.
         output: folder of tables and pictures; tables there are used again.
