@@ -353,7 +353,10 @@ def inspect(model: Path, as_json: bool) -> None:
 @cli.command()
 @click.argument("model", type=FILE, required=False)
 @_target
-@click.option("--hidden-size", type=click.IntRange(min=1), help="Largest hidden size of a bare LSTM.")
+@_threads
+@click.option(
+    "--hidden-size", type=click.IntRange(min=1), help="Of a bare LSTM; measured to a tenth above it."
+)
 @click.option(
     "--input-size", type=click.IntRange(min=1), help="Its input size; tied to the hidden size if not given."
 )
@@ -367,6 +370,7 @@ def inspect(model: Path, as_json: bool) -> None:
 def probe(
     model: Path | None,
     target: str,
+    threads: int | None,
     hidden_size: int | None,
     input_size: int | None,
     step: int,
@@ -377,7 +381,8 @@ def probe(
     from lstmopt.passes.probe import probe_to_folder
 
     with progress_shown() as progress:
-        result = probe_to_folder(model, target, hidden_size, input_size, step, output, progress)
+        chosen = _chosen(target, (), threads)
+        result = probe_to_folder(model, chosen, hidden_size, input_size, step, output, progress)
     _print(result, as_json)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
@@ -294,6 +297,56 @@ def test_no_variable_of_one_user_moves_the_lock(monkeypatch: pytest.MonkeyPatch,
             # every user may open it: Linux refuses that in a folder with the sticky bit
             assert lock_path().parent.stat().st_mode & 0o1777 == 0o777
             assert lock_path().stat().st_mode & 0o666 == 0o666
+
+
+def test_without_the_usual_place_the_lock_is_where_temporary_files_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("lstmopt.measure.lock.SHARED", tmp_path / "file")
+    monkeypatch.setenv("PROGRAMDATA", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    told: list[str] = []
+    with machine_lock(lambda text, _: told.append(text)):
+        assert (tmp_path / "lstmopt" / "measure.lock").exists()
+    assert len(told) == 1 and "cannot be made" in told[0] and str(tmp_path / "lstmopt") in told[0]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    with pytest.raises(LstmoptError, match=r"measure.lock: cannot be opened"), machine_lock():
+        pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="users and modes of POSIX")
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_folder_that_another_user_is_making_is_waited_for(opened: bool, tmp_path: Path) -> None:
+    """Between its creation and its opening to all nobody else may write there."""
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder = place / "lstmopt"
+    folder.mkdir()
+    script = (
+        "import os, sys, filelock\nfrom pathlib import Path\nfrom lstmopt.measure import lock\n"
+        "if os.geteuid() == 0:\n    os.setuid(65534)  # root may write everywhere\n"
+        "lock.SHARED = Path(sys.argv[1])\nprint('ready', flush=True)\n"
+        "with lock.machine_lock():\n    print('held', flush=True)\n"
+    )
+    folder.chmod(0o555)
+    place.chmod(0o755)
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(place)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "ready\n"
+        if opened:
+            time.sleep(0.1)
+            folder.chmod(0o777)
+        out, err = other.communicate(timeout=60)
+        assert (out == "held\n") == opened
+        assert opened or "cannot be opened" in err
+    finally:
+        other.kill()
+        other.wait()
+        folder.chmod(0o777)
+        shutil.rmtree(place)
 
 
 def simulated(

@@ -8,10 +8,11 @@ import pytest
 
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.measure.table import LatencyTable
-from lstmopt.passes.probe import Probe, grid
+from lstmopt.passes.latency import fitting
+from lstmopt.passes.probe import Probe, grid, model_layers
 from lstmopt.rnn.files import load_model
 from lstmopt.targets import RuntimeTarget, Shape, Target
-from tests.test_cli_errors import classifier, examples
+from tests.test_cli_errors import call, classifier, examples
 from tests.test_measure_table import table
 from tests.test_passes_latency import peer
 from tests.training import state_for
@@ -30,8 +31,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+HALF = Probe(step=12, smallest=0.5)
+
+
 def probed(
-    folder: Path, workdir: Path, **changes: object
+    folder: Path, workdir: Path, probe: Probe = HALF, **changes: object
 ) -> tuple[tuple[LatencyTable, ...], tuple[str, ...]]:
     told: list[str] = []
     data = examples(workdir / "data.npz", 20)
@@ -39,7 +43,7 @@ def probed(
         load_model(folder / "model.onnx"), workdir / "run", data=data, target=SHORT,
         progress=lambda text, fraction: told.append(text), **changes,
     )  # fmt: skip
-    after = Probe(step=12, smallest=0.5).run(state)
+    after = probe.run(state)
     measured = {text.split(":")[0] for text in told if text.startswith("probe ")}
     return after.tables, (*after.notes, *sorted(measured))
 
@@ -103,3 +107,58 @@ def test_the_grid_reaches_above_the_layers_own_size() -> None:
     assert grid(512, 64, 0.5) == [256, 320, 384, 448, 512]
     assert grid(3, 8, 0.4) == [3, 8]
     assert grid(1, 1, 0.4) == [1]
+    assert grid(100, 10, 0.8, 1.5) == [*range(80, 151, 10)]
+
+
+def sized(*sizes: int, **changes: object) -> LatencyTable:
+    """A table that was given of these hidden sizes, ascending."""
+    curve = {size: float(size) for size in sizes}
+    return given(
+        dimensions=sizes, samples={}, curve=curve, hysteresis_points=tuple(reversed(sizes)), **changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("probe", "short", "needed"),
+    [
+        (HALF, sized(16, 24), "has hidden sizes 16 to 24, 12 to 24 are needed"),
+        (
+            Probe(step=12, smallest=1, largest=1.5),
+            sized(8, 24),
+            "has hidden sizes 8 to 24, 24 to 36 are needed",
+        ),
+    ],
+)
+def test_a_table_of_too_few_sizes_is_measured_anew(
+    folder: Path, tmp_path: Path, probe: Probe, short: LatencyTable, needed: str
+) -> None:
+    whole = sized(8, 24, 48, precision="int8")
+    tables, notes = probed(folder, tmp_path, probe, tables=(short, whole))
+    by_precision = {item.precision: item.dimensions for item in tables}
+    assert by_precision == {"f32": tuple(grid(24, 12, probe.smallest, probe.largest)), "int8": (8, 24, 48)}
+    assert any("onnxruntime f32, was not used for" in note and needed in note for note in notes)
+    assert any("is of onnxruntime 1" in note for note in notes), "the other one was used"
+
+
+def test_of_two_tables_of_one_kind_the_other_is_told(folder: Path, tmp_path: Path) -> None:
+    both = (sized(16, 24), sized(8, 24), sized(8, 16, 24), sized(8, 24, precision="int8"))
+    tables, notes = probed(folder, tmp_path, tables=both)
+    assert [(item.precision, item.dimensions) for item in tables] == [("f32", (8, 24)), ("int8", (8, 24))]
+    assert len([note for note in notes if "another one that was given comes first" in note]) == 1
+
+
+def test_the_shell_s_table_fits_the_threads_of_another_call(tmp_path: Path) -> None:
+    """`lstmopt optimize --threads 2` can be given what `lstmopt probe --threads 2` has measured."""
+    (tmp_path / "short.toml").write_text(
+        'name = "short"\nthreads = 1\nruntimes = [{runtime = "onnxruntime", precisions = ["f32"]}]\n'
+        "shapes = [{batch = 1, sequence = 5}]\n"
+    )
+    model = classifier(tmp_path / "model.onnx")
+    result = call("probe", model, "--target", tmp_path / "short.toml", "--threads", 2, "-o", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert "at its own size" in result.stdout
+    (path,) = (tmp_path / "out").glob("*.json")
+    (layer,) = model_layers(load_model(model), "model")
+    tables = (LatencyTable.load(path),)
+    assert fitting(tables, layer, SHORT.model_copy(update={"threads": 2}))
+    assert not fitting(tables, layer, SHORT)

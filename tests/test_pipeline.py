@@ -413,12 +413,13 @@ class Work:
 
 
 def test_a_standard_run_probes_no_lower_than_what_it_tries() -> None:
-    def smallest(scales: tuple[float, ...]) -> float:
-        (probe,) = [s for s in standard_stages(BackOff(scales=scales)) if isinstance(s, Probe)]
-        return probe.smallest
+    def probe(*scales: float) -> Probe:
+        (found,) = [s for s in standard_stages(BackOff(scales=scales)) if isinstance(s, Probe)]
+        return found
 
-    assert smallest((0.5, 0.9)) < 0.5 < smallest((0.8,)) < 0.8
-    assert smallest((1.5,)) < 1, "the layer's own size lies in a bin too"
+    assert probe(0.5, 0.9).smallest < 0.5 < probe(0.8).smallest < 0.8
+    assert probe(1.5).smallest < 1, "the layer's own size lies in a bin too"
+    assert probe(0.5, 0.9).largest == 1.1 and probe(0.5, 1.5).largest == 1.5, "growing is measured too"
 
 
 def test_no_second_counts_twice(folder: Path, tmp_path: Path) -> None:

@@ -66,10 +66,12 @@ def test_only_targets_that_are_there_are_offered() -> None:
 
 
 def test_tables_of_another_target_are_not_restored() -> None:
-    (restore,) = (
-        step for step in ACTION["runs"]["steps"] if step.get("uses", "").endswith("cache/restore@v4")
-    )
-    assert "inputs.target" in restore["with"]["key"] and "restore-keys" not in restore["with"]
+    restore, save = (step for step in ACTION["runs"]["steps"] if "actions/cache" in step.get("uses", ""))
+    key = restore["with"]["key"]
+    assert key == save["with"]["key"] and "restore-keys" not in restore["with"]
+    for part in ("steps.here.outputs.key", "hashFiles(inputs.model)", "hashFiles(inputs.target)"):
+        assert f"${{{{ {part} }}}}" in key
+    assert "${{ inputs.target }}" in key, "one that ships with the package is no file"
 
 
 def test_action_is_composite() -> None:
@@ -130,6 +132,24 @@ def defaults(step: str, **given: str) -> dict[str, str]:
         for name, value in variables.items()
         if (match := re.fullmatch(r"\$\{\{ inputs\.([a-z-]+) \}\}", value))
     }
+
+
+def test_tables_of_other_versions_are_not_restored(tmp_path: Path) -> None:
+    def key(versions: str) -> str:
+        python = tmp_path / "bin" / "python"
+        python.parent.mkdir(exist_ok=True)
+        wrapped = f"import sys, lstmopt.keys as keys; {versions}; exec(sys.argv[1])"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{wrapped}" "$2"\n')
+        python.chmod(0o755)
+        output = tmp_path / "output"
+        output.write_text("")
+        environment = {"GITHUB_OUTPUT": str(output), "PYTHONPATH": str(ROOT)}
+        recorded("Name this CPU and the versions", environment, tmp_path)
+        (found,) = re.findall(r"^key=([0-9a-f]{16})$", output.read_text(), re.MULTILINE)
+        return str(found)
+
+    here, older = "pass", "keys.versions = lambda: dict(openvino='2020.1')"
+    assert key(here) == key(here) != key(older)
 
 
 def test_optimise_step(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def build(nodes, inputs, outputs):
 
 def language_model(batch_first=False, rows=False, ending="", states=True, fixed=False):
     """A language model as one exporter or another writes it."""
-    steps, batch = (5, 3) if fixed else ("sequence", "batch")
+    steps, batch = {True: (5, 3), False: ("sequence", "batch"), "steps": (5, "batch")}[fixed]
     order = [batch, steps] if batch_first else [steps, batch]
     nodes = [helper.make_node("Gather", ["table", "tokens"], ["x0"])]
     if batch_first:
@@ -72,7 +72,7 @@ def language_model(batch_first=False, rows=False, ending="", states=True, fixed=
     nodes.append(helper.make_node("MatMul", [value, "D"], ["scores" if ending else "out"]))
     if ending:
         nodes.append(helper.make_node(ending, ["scores"], ["out"], axis=-1))
-    outputs = [info("out", [15 if fixed else "rows", VOCABULARY] if rows else [*order, VOCABULARY])]
+    outputs = [info("out", [15 if fixed is True else "rows", VOCABULARY] if rows else [*order, VOCABULARY])]
     inputs = [info("tokens", order, TensorProto.INT64)]
     if states:
         inputs += [info(name, [1, batch, HIDDEN]) for name in "hc"]
@@ -498,7 +498,7 @@ def test_distillation_judges_every_output():
 
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("rows", [False, True])
-@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("fixed", [False, True, "steps"])
 def test_a_language_model_without_states_writes_its_own_text(batch_first, rows, fixed):
     model = language_model(batch_first, rows, states=False, fixed=fixed)
     interface = read_interface(model)
@@ -510,6 +510,33 @@ def test_a_language_model_without_states_writes_its_own_text(batch_first, rows, 
     entropy = -(np.exp(logs) * logs).sum(axis=-1)
     difference = -seen - entropy
     assert abs(difference.mean()) < 4 * difference.std() / np.sqrt(difference.size)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("rows", [False, True])
+def test_text_of_a_streaming_model_with_fixed_steps_is_that_of_one_without(batch_first, rows):
+    fixed, free = (language_model(batch_first, rows, fixed=steps) for steps in ("steps", False))
+    tokens, expected = (sample_tokens(model, read_interface(model), 20, 13, 3) for model in (fixed, free))
+    assert tokens.shape == (20, 13) and (tokens == expected).mean() > 0.99
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("states", [False, True])
+def test_without_data_a_language_model_with_fixed_steps_is_evaluated_whole(
+    batch_first, states, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("lstmopt.tasks.synthetic.TRAIN_TOKENS", 100)
+    monkeypatch.setattr("lstmopt.tasks.synthetic.VALID_TOKENS", 50)
+    model = language_model(batch_first, states=states, fixed="steps")
+    prepared = prepare(model, task=None, data=None, val=None, test=None, seed=0, folder=tmp_path)
+    task, valid = prepared.task, prepared.splits.valid
+    assert task.name == "lm" and not prepared.labelled
+    found = task.evaluate(Session(model), valid, reference=Session(model))
+    assert found.weights.sum() == valid.inputs["tokens"].size, "every step counts, each text's last one too"
+    assert 1 < found.metric < VOCABULARY
+    calls = task.batches(prepared.splits.train, batch=8, sequence=35, rng=np.random.default_rng(0))
+    shape = (8, 5) if batch_first else (5, 8)
+    assert {call.feeds["tokens"].shape for call in calls} == {shape}
 
 
 def test_without_data_a_language_model_without_states_is_one(tmp_path):

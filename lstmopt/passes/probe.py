@@ -33,7 +33,7 @@ Kind = tuple[str, str]
 """A runtime and a precision."""
 
 LARGEST = 1.1
-"""Largest hidden size that is measured, as a share of the layer's own."""
+"""Largest hidden size that is measured, as a share of the layer's own: what lies there may be as fast."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,12 @@ class Probe:
     Args:
         step: grid of hidden sizes, counted down from the layer's own.
         smallest: least hidden size, as a share of the layer's own.
+        largest: largest hidden size, as a share of the layer's own.
     """
 
     step: int = 8
     smallest: float = 0.4
+    largest: float = LARGEST
 
     name: ClassVar[str] = "probe"
     needs: ClassVar[tuple[str, ...]] = ("model", "target")
@@ -58,8 +60,9 @@ class Probe:
     def run(self, state: State) -> State:
         """Returns the state with a table for each layer, those that were given among them.
 
-        A table that was given is used where it fits a layer and the target, without another look at the
-        machine that it was measured on; what it does not cover is measured here.
+        A table that was given is used where it fits a layer and the target and reaches as far as the sizes
+        that may be chosen, without another look at the machine that it was measured on; what it does not
+        cover is measured here.
 
         Raises:
             LstmoptError: the model has no layer that can be changed.
@@ -67,18 +70,22 @@ class Probe:
         layers = model_layers(state.model, state.source.name)
         kinds, notes = self._worth(state)
         tables: list[LatencyTable] = []
-        unused = list(state.tables)
+        strange, used = list(state.tables), list[LatencyTable]()
         cache = state.run_folder / "latency"
         for layer in layers:
-            given = fitting(state.tables, layer, state.target)
-            known = {(table.runtime, table.precision) for table in given}
-            unused = [table for table in unused if not fitting((table,), layer, state.target)]
-            dims = grid(layer.hidden_size, self.step, self.smallest)
-            missing = [kind for kind in kinds if kind not in known]
-            tables += given
+            dims = grid(layer.hidden_size, self.step, self.smallest, self.largest)
+            like = [table for table in state.tables if fitting((table,), layer, state.target)]
+            strange = [table for table in strange if table not in like]
+            # Only a wish to grow needs the sizes above the layer's own.
+            top = dims[-1] if self.largest > LARGEST else layer.hidden_size
+            given, told = _sufficient(like, layer, dims[0], top)
+            notes += told
+            used += given.values()
+            missing = [kind for kind in kinds if kind not in given]
+            tables += fitting(tuple(given.values()), layer, state.target)
             tables += layer_tables(layer, dims, state.target, cache, state.progress, missing)
-        notes += [_unused(table) for table in unused]
-        notes += [note for table in state.tables if table not in unused for note in _foreign(table)]
+        notes += [_unused(table) for table in strange]
+        notes += [note for table in state.tables if table in used for note in _foreign(table)]
         return replace(state, tables=tuple(tables), notes=(*state.notes, *notes))
 
     def _worth(self, state: State) -> tuple[list[Kind], list[str]]:
@@ -101,6 +108,27 @@ class Probe:
         return kinds, notes
 
 
+def _sufficient(
+    tables: Sequence[LatencyTable], layer: Layer, low: int, high: int
+) -> tuple[dict[Kind, LatencyTable], list[str]]:
+    """Returns the first of a layer's tables of each kind that covers the sizes, and notes on the others."""
+    found: dict[Kind, LatencyTable] = {}
+    notes = []
+    for table in tables:
+        kind, sizes = (table.runtime, table.precision), table.dimensions
+        if min(sizes) > low or max(sizes) < high:
+            fault = f"it has hidden sizes {min(sizes)} to {max(sizes)}, {low} to {high} are needed"
+        elif kind in found:
+            fault = "another one that was given comes first"
+        else:
+            found[kind] = table
+            continue
+        notes.append(
+            f"the latency table of {table.layer}, {' '.join(kind)}, was not used for {layer.name}: {fault}"
+        )
+    return found, notes
+
+
 def _unused(table: LatencyTable) -> str:
     size = "as its hidden size" if table.input_size is None else str(table.input_size)
     return (
@@ -114,9 +142,7 @@ def _foreign(table: LatencyTable) -> list[str]:
     """Returns what a user should know who brought this table."""
     notes = []
     if differing := table.foreign():
-        notes.append(
-            f"the latency table of {table.layer} is of another CPU ({', '.join(differing)} differ)"
-        )
+        notes.append(f"the latency table of {table.layer} is of another CPU ({', '.join(differing)} differ)")
     version = runtime(table.runtime).status().version
     if version and version != table.version:
         notes.append(
@@ -150,18 +176,19 @@ def usable_kinds(target: Target) -> list[Kind]:
     ]
 
 
-def grid(hidden_size: int, step: int, smallest: float) -> list[int]:
+def grid(hidden_size: int, step: int, smallest: float, largest: float = LARGEST) -> list[int]:
     """Returns the hidden sizes to choose from, ascending: the layer's own and multiples of the step.
 
-    They reach a tenth above the layer's own, or to the next multiple: what lies there may be as fast.
+    They reach to the next multiple of the step at least.
 
     Args:
         hidden_size: the layer's own.
         step: between two of them.
         smallest: least hidden size, as a share of the layer's own.
+        largest: largest hidden size, likewise.
     """
     low = max(1, int(hidden_size * smallest))
-    high = max(int(LARGEST * hidden_size), -(-hidden_size // step) * step)
+    high = max(int(largest * hidden_size + 1e-9), -(-hidden_size // step) * step)
     return sorted({hidden_size, *range(high // step * step, low - 1, -step)} - {0})
 
 
@@ -193,7 +220,9 @@ def layer_tables(
             "batch": shape.batch,
             "sequence": shape.sequence,
         }
-        identity = json.dumps([what, runtime(name).status().version, fingerprint().model_dump()], sort_keys=True)
+        identity = json.dumps(
+            [what, runtime(name).status().version, fingerprint().model_dump()], sort_keys=True
+        )
         path = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
         title = f"probe {layer.name}, {name} {precision}"
         if path.is_file():
@@ -245,7 +274,7 @@ class ProbeResult(BaseModel):
         from rich.text import Text
 
         table = Table(
-            "layer", "runtime", "hysteresis points", "bins", "at the largest", "resolution", "measured"
+            "layer", "runtime", "hysteresis points", "bins", "at its own size", "resolution", "measured"
         )
         for row in self.rows:
             shown = ", ".join(str(point) for point in row.points[:8]) + (
@@ -266,7 +295,7 @@ class ProbeResult(BaseModel):
 
 def probe_to_folder(
     model: Path | None,
-    target: str,
+    target: str | Path | Target,
     hidden_size: int | None,
     input_size: int | None,
     step: int,
@@ -278,7 +307,7 @@ def probe_to_folder(
     Args:
         model: the ONNX file, or None for a bare layer.
         target: for runtimes, precisions, threads and shape.
-        hidden_size: largest hidden size of a bare layer.
+        hidden_size: of a bare layer; sizes to a tenth above it are measured.
         input_size: its features of a step; the hidden size where None.
         step: grid of hidden sizes.
         output: folder of tables and pictures; tables there are used again.

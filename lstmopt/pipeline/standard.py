@@ -25,10 +25,12 @@ def standard_stages(back_off: BackOff | None = None) -> tuple[Stage, ...]:
         back_off: sizes, compression and recipe to try; None takes the usual ones.
     """
     from lstmopt.passes import BackOff, Export, Peers, Probe, Simplify, Verify
+    from lstmopt.passes.probe import LARGEST
 
     back_off = back_off or BackOff()
     # Below the smallest size that is tried no point is looked for, but for the bin that this size lies in.
-    probe = Probe(step=16, smallest=BELOW * min(1.0, *back_off.scales))
+    smallest = BELOW * min(1.0, *back_off.scales)
+    probe = Probe(step=16, smallest=smallest, largest=max(LARGEST, *back_off.scales))
     return Simplify(), Peers(), probe, back_off, Export(), Verify()
 
 

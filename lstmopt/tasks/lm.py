@@ -63,22 +63,27 @@ class LanguageModelling:
         )
 
     def windows(self, part: Dataset, batch: int, sequence: int) -> Iterator[Batch]:
-        """Yields the windows of the columns in order; labels are ``[sequence, batch]``."""
+        """Yields the windows of the columns in order; labels are ``[sequence, batch]``.
+
+        Where the original's own scores are the truth there are none, and the last step counts too.
+        """
         batch = self.interface.batch or batch
         fixed = self.port.fixed_steps
         sequence = fixed or sequence
         columns, labels = self.columns(part, batch)
-        last = columns.shape[1] - (1 if labels is None else 0)
+        if self.labelled and labels is None:
+            columns, labels = columns[:, :-1], columns[:, 1:]
+        last = columns.shape[1]
         for start in range(0, last, sequence):
             end = min(start + sequence, last)
             if fixed is not None and end - start < sequence:
                 return
             window = columns[:, start:end]
-            target = columns[:, start + 1 : end + 1] if labels is None else labels[:, start:end]
+            target = None if labels is None else labels[:, start:end].T.astype(np.int64)
             feed = window if self.port.batch_axis == 0 else window.T
             yield Batch(
                 {self.port.name: np.ascontiguousarray(feed.astype(self.port.dtype))},
-                np.ascontiguousarray(target.T.astype(np.int64)),
+                None if target is None else np.ascontiguousarray(target),
                 fresh=start == 0,
             )
 
@@ -106,8 +111,7 @@ class LanguageModelling:
         port = self.interface.outputs[0]
         scores = port.steps_first(outputs[port.name], width)
         other = None if teacher is None else port.steps_first(teacher[port.name], width)
-        labels = batch.labels if self.labelled else None
-        return mixed_categorical_loss(scores, labels, other, self.interface.scale, alpha, temperature)
+        return mixed_categorical_loss(scores, batch.labels, other, self.interface.scale, alpha, temperature)
 
     def evaluate(
         self, session: Runner, part: Dataset, *, reference: Runner | None = None, limit: int | None = None

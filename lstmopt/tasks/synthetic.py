@@ -92,22 +92,27 @@ def graph_inputs(model: ir.Model) -> tuple[TensorInfo, ...]:
 def sample_tokens(model: ir.Model, interface: Interface, streams: int, length: int, seed: int) -> Tokens:
     """Samples texts from a language model, states carried, ``[streams, length]``.
 
-    The first token of each is uniform over the vocabulary.
+    The first token of each is uniform over the vocabulary. Where the model fixes the steps of a call, the
+    tokens that are not known yet are zeros, which no earlier score sees, and states go on with a whole call.
     """
     rng = np.random.default_rng(seed)
     streams = interface.batch or streams
     port = next(port for port in interface.inputs if port.name in interface.vocabulary)
+    output, width = interface.outputs[0], port.fixed_steps or 1
     session = Reference(model)
     states = interface.zero_states(graph_inputs(model), streams)
-    tokens = np.zeros((streams, length), dtype=np.int32)
+    tokens = np.zeros((streams, -(-length // width) * width), dtype=np.int32)
     tokens[:, 0] = rng.integers(0, interface.vocabulary[port.name], streams)
     for step in range(length - 1):
-        feed = tokens[:, step : step + 1] if port.batch_axis == 0 else tokens[:, step : step + 1].T
+        start = step - step % width
+        known = tokens[:, start : start + width]
+        feed = known if port.batch_axis == 0 else known.T
         outputs = session.run({port.name: np.ascontiguousarray(feed).astype(port.dtype), **states})
-        states = interface.next_states(outputs)
-        scores = outputs[interface.outputs[0].name].reshape(streams, -1)
+        scores = output.steps_first(outputs[output.name], streams)[step - start]
         tokens[:, step + 1] = _drawn(scores, interface.scale, rng)
-    return tokens
+        if step + 1 == start + width:
+            states = interface.next_states(outputs)
+    return tokens[:, :length]
 
 
 def sample_windows(model: ir.Model, interface: Interface, count: int, seed: int) -> Tokens:
