@@ -90,7 +90,13 @@ class Resize:
             return replace(state, notes=(*state.notes, *notes))
         calls = calibration_inputs(state, self.batch, self.sequence) if self.calibrate else []
         result = resize(state.model, sizes, seed=state.seed, calibration=calls)
-        return replace(state, model=result.model, masks={}, pattern="dense", notes=(*state.notes, *notes, *_changes(result)))
+        return replace(
+            state,
+            model=result.model,
+            masks={},
+            pattern="dense",
+            notes=(*state.notes, *notes, *_changes(result)),
+        )
 
     def sizes(
         self,
@@ -160,14 +166,24 @@ def chosen_sizes(groups: Sequence[UnitGroup], scale: float, models: Sequence[Lat
     ]
     if proposals:
         return min(proposals, key=lambda item: item[0])[1]
-    return [_multiple(_bound(group, scale)) for group in groups]
+    return [fallback_size(group, scale) for group in groups]
 
 
 def _bound(group: UnitGroup, scale: float) -> int:
     return max(1, int(scale * group.hidden_size + 1e-9))
 
 
-def _multiple(bound: int) -> int:
+def fallback_size(group: UnitGroup, scale: float) -> int:
+    """Returns the hidden size for a share of a group's own that nothing is measured about.
+
+    Args:
+        group: layers that change together.
+        scale: share of the hidden size.
+
+    Returns:
+        The next smaller multiple of `FALLBACK_STEP`, of 1 below it.
+    """
+    bound = _bound(group, scale)
     return bound if bound < FALLBACK_STEP else bound - bound % FALLBACK_STEP
 
 
@@ -182,7 +198,7 @@ def _point(group: UnitGroup, scale: float, model: LatencyModel) -> int:
         # Where little can be told bins are wide: growing is not to cost more than a size is worth.
         if table.latency(above) <= (1 + LEAST_STEP) * table.latency(own):
             return above
-    return max((point for point in points if point <= bound), default=_multiple(bound))
+    return max((point for point in points if point <= bound), default=fallback_size(group, scale))
 
 
 def sizes_for_speed(
