@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import lstmopt
 from lstmopt.measure.fingerprint import fingerprint
+from lstmopt.rnn.files import all_tensors
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -79,7 +80,7 @@ def file_digest(path: Path) -> str:
     state = hashlib.sha256(path.read_bytes())
     locations = {
         entry.value
-        for tensor in onnx.load(path, load_external_data=False).graph.initializer
+        for tensor in all_tensors(onnx.load(path, load_external_data=False).graph)
         for entry in tensor.external_data
         if entry.key == "location"
     }

@@ -14,8 +14,9 @@ from lstmopt.measure import Comparison, Ratio
 from lstmopt.measure.fingerprint import available_cores
 from lstmopt.measure.statistics import Spread
 from lstmopt.passes.advice import Advice
-from lstmopt.passes.advise import Commands, Variant, advise, rated, smaller_sizes
+from lstmopt.passes.advise import Commands, Variant, _errors, advise, rated, smaller_sizes, variants
 from lstmopt.passes.candidates import Built
+from lstmopt.passes.convert import export_model
 from lstmopt.reference.char_lm import model_path
 from lstmopt.report.schema import Manifest
 from lstmopt.rnn.files import load_model
@@ -168,6 +169,26 @@ def test_with_data_the_error_is_the_degradation(folder: Path, tmp_path: Path) ->
     }
     assert errors["f32"] == 0.0
     assert errors["int8"] is not None and np.isfinite(errors["int8"]) and errors["int8"] != 0.0
+
+
+def test_without_data_the_error_is_the_one_of_export(folder: Path, tmp_path: Path) -> None:
+    target = Target(
+        name="one",
+        runtimes=(RuntimeTarget(runtime="onnxruntime", precisions=("f32", "int8")),),
+        shapes=(Shape(batch=2, sequence=6),),
+    )
+    path = folder / "model.onnx"
+    original, commands = load_model(path), Commands(path, ("--target", "one"))
+
+    def silent(text: str, fraction: float) -> None:
+        pass
+
+    found = list(variants(original, target, tmp_path / "built", [], commands))
+    errors, _ = _errors(found, original, target, None, 0, silent)
+    exported = export_model(
+        path, runtime="onnxruntime", precision="int8", target=target, output=tmp_path / "out", progress=silent
+    )
+    assert errors[("as it is", "onnxruntime", "int8")] == pytest.approx(exported.error, rel=1e-6) != 0
 
 
 def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:

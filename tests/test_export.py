@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from lstmopt.errors import LstmoptError
 from lstmopt.measure.fingerprint import fingerprint
-from lstmopt.passes.convert import export_model
+from lstmopt.passes.convert import _fastest, export_model, relative_error
 from lstmopt.report.schema import Manifest
 from lstmopt.rnn.examples import example_inputs
 from lstmopt.rnn.execution import run_model
 from lstmopt.rnn.files import load_model
-from lstmopt.runtimes import open_session, runtime
-from lstmopt.targets import RuntimeTarget, Shape, Target
+from lstmopt.runtimes import Deployment, open_session, runtime
+from lstmopt.targets import RuntimeTarget, Shape, Target, load_target
 from tests.test_cli_errors import call, classifier, refused
 
 
@@ -78,6 +78,50 @@ def test_auto_leaves_out_a_precision_that_cannot_be_built(tmp_path: Path) -> Non
     result = call("export", path, "--runtime", "onnxruntime", "--format", "int8", "-o", tmp_path / "int8")
     refused(result, "relu.onnx", "no constant weights")
     assert not (tmp_path / "int8").exists()
+
+
+@pytest.mark.parametrize("precision", ["f32", "auto"])
+def test_a_model_that_computes_no_numbers_is_not_written(precision: str, tmp_path: Path) -> None:
+    model = classifier(tmp_path / "nan.onnx")
+    proto = onnx.load(model)
+    (decoder,) = (tensor for tensor in proto.graph.initializer if tensor.name == "decoder")
+    array = numpy_helper.to_array(decoder).copy()
+    array[0, 0] = np.nan
+    decoder.CopyFrom(numpy_helper.from_array(array, "decoder"))
+    onnx.save(proto, model)
+    with pytest.raises(LstmoptError, match=r"onnxruntime: f32 computes NaN or infinity"):
+        export_model(
+            model, runtime="onnxruntime", precision=precision, target="local", output=tmp_path / "out",
+            progress=lambda text, fraction: None,
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_auto_falls_back_to_f32_alone() -> None:
+    def made(precision: str) -> Deployment:
+        return Deployment(file=Path("model.onnx"), runtime="onnxruntime", precision=precision)
+
+    def chosen(**errors: float) -> str:
+        built = [(made(precision), error) for precision, error in errors.items()]
+        return _fastest(built, [], load_target("local"), lambda text, fraction: None)[0].precision
+
+    assert chosen(int8=0.05, f32=0.02) == "f32"
+    assert chosen(int8=0.005) == "int8"
+    with pytest.raises(LstmoptError, match=r"--format auto: int8 has an error of 5.0%.*f32 cannot be built"):
+        chosen(int8=0.05)
+
+
+def test_the_error_is_over_the_deviation() -> None:
+    truth = 100 + np.random.default_rng(0).standard_normal((50, 40)).astype(np.float32)
+    expected = {"y": truth, "h": truth}
+    ours = {"y": truth + np.float32(0.2), "h": truth * 0}
+    assert relative_error(ours, expected, ["y"]) == pytest.approx(0.2 / truth.std(), rel=1e-3)
+    assert relative_error({"y": np.full(3, 2.5)}, {"y": np.full(3, 2.0)}, ["y"]) == 0.5
+    masked = {"y": np.array([-np.inf, 1.0, 3.0])}
+    assert relative_error(masked, masked, ["y"]) == 0
+    assert np.isinf(relative_error({"y": np.array([0, 1.0, 3.0])}, masked, ["y"]))
+    assert np.isnan(relative_error({"y": np.array([-np.inf, np.nan, 3.0])}, masked, ["y"]))
+    assert np.isnan(relative_error(masked, {"y": np.full(3, np.nan)}, ["y"]))
 
 
 def test_static_shapes_are_those_of_the_call(model: Path, tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ class Some:
     data: Any = None
     seed: int = 0
     masks: dict[str, Any] = field(default_factory=lambda: {"old": 1})
-    pattern: str = "bank32"
+    pattern: str = "old"
     notes: tuple[str, ...] = ()
 
 
@@ -327,6 +327,7 @@ def test_the_stage(stage: dict[str, Any], expected: list[int], calibrated: bool)
     assert [layer.weights.hidden_size for layer in find_rnns(after.model)] == expected
     assert [layer.weights.hidden_size for layer in find_rnns(state.model)] == [12, 12]
     assert after.masks == ({} if expected != [12, 12] else {"old": 1})
+    assert after.pattern == ("dense" if expected != [12, 12] else "old")
     again = Resize(**stage).run(state)
     assert ir.to_proto(again.model).SerializeToString() == ir.to_proto(after.model).SerializeToString()
 

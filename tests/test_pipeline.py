@@ -97,6 +97,16 @@ def test_a_chain_is_checked_before_it_starts(folder: Path, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+def test_a_teacher_that_is_no_model_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "teacher.onnx").write_text("not a model")
+    with pytest.raises(LstmoptError, match=r"teacher.onnx: not an ONNX file"):
+        lstmopt.Pipeline(Simplify()).run(
+            folder / "model.onnx", data=folder / "data.npz", output=tmp_path / "out",
+            teacher=tmp_path / "teacher.onnx",
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_artifact_is_whole(artifact: Path) -> None:
     for name in ("report.json", "report.html", "manifest.json", "model.onnx", "golden.safetensors", "run.py"):
         assert (artifact / name).is_file(), name

@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from lstmopt.errors import LstmoptError
+from lstmopt.keys import file_digest
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.writer import rnn_model
 from tests.test_rnn_reader import random_weights
@@ -157,3 +158,34 @@ def test_a_large_model_keeps_its_tensors_outside(
         np.testing.assert_array_equal(
             loaded.graph.initializers[name].const_value.numpy(), value.const_value.numpy()
         )
+
+
+def test_the_digest_has_external_data_of_constants_in_branches(tmp_path: Path) -> None:
+    path, data = tmp_path / "model.onnx", tmp_path / "model.data"
+
+    def branch(name: str, value: float) -> onnx.GraphProto:
+        tensor = numpy_helper.from_array(np.full(4, value, np.float32), name)
+        node = helper.make_node("Constant", [], [name], value=tensor)
+        return helper.make_graph(
+            [node], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4])]
+        )
+
+    node = helper.make_node("If", ["b"], ["y"], then_branch=branch("t", 1.0), else_branch=branch("e", 2.0))
+    graph = helper.make_graph(
+        [node], "g",
+        [helper.make_tensor_value_info("b", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    for body in (attribute.g for attribute in proto.graph.node[0].attribute):
+        tensor = body.node[0].attribute[0].t
+        start = data.stat().st_size if data.exists() else 0
+        with data.open("ab") as file:
+            file.write(tensor.raw_data)
+        external_data_helper.set_external_data(tensor, "model.data", offset=start, length=16)
+        tensor.ClearField("raw_data")
+    path.write_bytes(proto.SerializeToString())
+    load_model(path)
+    before = file_digest(path)
+    data.write_bytes(np.arange(8, dtype=np.float32).tobytes())
+    assert file_digest(path) != before

@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from lstmopt import measure
 from lstmopt.errors import LstmoptError
 from lstmopt.measure.fingerprint import available_cores, fingerprint
 from lstmopt.passes.advice import Advice, Option
 from lstmopt.passes.candidates import Built, build, key, timing_calls
-from lstmopt.passes.convert import fixed
+from lstmopt.passes.convert import fixed, real_outputs, relative_error
+from lstmopt.passes.resize import fallback_size
 from lstmopt.rnn.examples import dynamic_axes
 from lstmopt.rnn.files import load_model
 from lstmopt.rnn.groups import UnitGroup, unit_groups
-from lstmopt.rnn.states import state_pairs
 from lstmopt.rnn.surgery import resize
 from lstmopt.runtimes import RUNTIMES, Deployment, open_session
 from lstmopt.targets import Target, load_target
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
 
 SHARES = (0.75, 0.5)
 """Hidden sizes that are tried, as shares of the original's."""
-
-STEP = 8
-"""Hidden sizes that are tried are multiples of it, where they are not smaller."""
 
 Progress = Callable[[str, float], None]
 
@@ -194,19 +190,11 @@ def smaller_sizes(groups: Sequence[UnitGroup]) -> dict[float, dict[str, int]]:
     seen = [{name: group.hidden_size for group in groups for name in group.layers}]
     found: dict[float, dict[str, int]] = {}
     for share in SHARES:
-        sizes = {
-            name: _rounded(group.hidden_size * share) for group in groups for name in group.layers
-        }
+        sizes = {name: fallback_size(group, share) for group in groups for name in group.layers}
         if sizes not in seen:
             seen.append(sizes)
             found[share] = sizes
     return found
-
-
-def _rounded(size: float) -> int:
-    """Returns the next smaller multiple of `STEP`, of 1 below it."""
-    whole = max(1, int(size))
-    return whole if whole < STEP else whole - whole % STEP
 
 
 def _compare(
@@ -237,11 +225,7 @@ def rated(
     """
     pairs = [(item, deployment) for item in found for deployment in item.built.deployments]
     first = next(
-        (
-            key(item.title, d)
-            for item, d in pairs
-            if d.runtime == "onnxruntime" and d.precision == "f32"
-        ),
+        (key(item.title, d) for item, d in pairs if d.runtime == "onnxruntime" and d.precision == "f32"),
         key(pairs[0][0].title, pairs[0][1]),
     )
     scale = 1.0 if reference_us is None else reference_us / comparison.timing(first).median
@@ -276,13 +260,12 @@ def _errors(
     truth = next((d for _, d in dense if d.precision == "f32"), dense[0][1])
     if data is None:
         calls = timing_calls(original, target, seed)
-        names = [str(v.name) for v in original.graph.outputs]
-        carried = {pair.output for pair in state_pairs(original)}
-        real = [name for name in names if name not in carried] or names
+        real = real_outputs(original)
         expected = open_session(truth, target.threads).run(calls[0][1])
         for item, deployment in dense:
             outputs = open_session(deployment, target.threads).run(calls[0][1])
-            errors[(item.title, deployment.runtime, deployment.precision)] = _relative(outputs, expected, real)
+            error = relative_error(outputs, expected, real)
+            errors[(item.title, deployment.runtime, deployment.precision)] = error
         return errors, "error"
     from lstmopt.tasks.base import degradation
     from lstmopt.tasks.prepare import prepare
@@ -300,12 +283,3 @@ def _errors(
         worse = degradation(start, evaluation, seed)
         errors[(item.title, deployment.runtime, deployment.precision)] = worse.value
     return errors, "degradation"
-
-
-def _relative(outputs: dict[str, Any], expected: dict[str, Any], names: list[str]) -> float:
-    error = scale = 0.0
-    for name in names:
-        truth = expected[name].astype(np.float64)
-        error += float(((outputs[name].astype(np.float64) - truth) ** 2).mean())
-        scale += float((truth**2).mean())
-    return float(np.sqrt(error / scale)) if scale else 0.0

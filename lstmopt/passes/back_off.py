@@ -95,7 +95,8 @@ class BackOff:
                 continue  # two shares of a small layer can be one size
             sizes.append(_sizes(resized))
             densities = [
-                min(1.0, original / (self.compression * share) / _parameters(resized)) for share in self.relaxed
+                min(1.0, original / (self.compression * share) / _parameters(resized))
+                for share in self.relaxed
             ]
             plans += [
                 _Plan(scale, share, resized, density)
@@ -126,9 +127,7 @@ class BackOff:
     def _tuned(self, state: State, seconds: float | None) -> State:
         """Returns the state with the dense model fine-tuned: teacher and start if it became better."""
         state.progress("fine-tuning the dense model: teacher, start and baseline of what follows", 0.0)
-        dense = replace(
-            self.train, density=1.0, pattern="unstructured", prune_decoder=None, seconds=seconds
-        )
+        dense = replace(self.train, density=1.0, pattern="unstructured", prune_decoder=None, seconds=seconds)
         after = state.then(dense)
         state, _ = _assessed(_with(state, after), {TUNED: after.model})
 

@@ -193,7 +193,9 @@ def evaluate(
     """
     threads = state.target.threads
     against = None if reference is None or state.labelled else reference
-    path = state.run_folder / "evaluations" / f"{_evaluation_key(deployment, state, part, against)}.safetensors"
+    path = (
+        state.run_folder / "evaluations" / f"{_evaluation_key(deployment, state, part, against)}.safetensors"
+    )
     known = load_evaluation(path) if cached else None
     if known is not None:
         return known
@@ -203,9 +205,7 @@ def evaluate(
     return found
 
 
-def _evaluation_key(
-    deployment: Deployment, state: State, part: Dataset, reference: Deployment | None
-) -> str:
+def _evaluation_key(deployment: Deployment, state: State, part: Dataset, reference: Deployment | None) -> str:
     """Returns a hash of everything that an evaluation depends on."""
     digest = hashlib.sha256(keys.surroundings().encode() + part.digest().encode())
     digest.update(f"{state.task.name} {state.target.threads}".encode())
@@ -257,9 +257,7 @@ def scaled(candidate: Candidate, factor: float) -> Candidate:
     return candidate.model_copy(update={"latency": latency.model_copy(update=changes)})
 
 
-def assess(
-    builds: Sequence[Built], comparison: measure.Comparison, state: State
-) -> tuple[Candidate, ...]:
+def assess(builds: Sequence[Built], comparison: measure.Comparison, state: State) -> tuple[Candidate, ...]:
     """Returns every deployment with its latency and its degradation on the validation data.
 
     Args:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from lstmopt import measure
 from lstmopt.errors import LstmoptError
+from lstmopt.keys import versions
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes.candidates import Feeds, timing_calls
-from lstmopt.passes.reporting import versions
 from lstmopt.passes.rewrites import FixShapes
 from lstmopt.report.folder import MANIFEST, manifest_files, write_folder
 from lstmopt.report.schema import Manifest, StateRecord
@@ -136,7 +137,8 @@ def convert(
         path: the file that it came from, for messages.
         runtime: the runtime's name.
         precision: one that the runtime has here, or "auto": the fastest of those that the model can be
-            built in and that keep the real outputs within `AUTO_ERROR`; f32 where none does.
+            built in and that keep the real outputs within `AUTO_ERROR`; f32 where none does and it can be
+            built.
         target: for its shapes and threads.
         output: the folder to write; other files there stay.
         progress: told how far it is.
@@ -145,8 +147,8 @@ def convert(
         The deployment, its file in ``output``, and its error against the original in ONNX Runtime f32.
 
     Raises:
-        LstmoptError: the runtime is not usable here, the model cannot be built in the precision (for
-            "auto": in any), or the output cannot be written.
+        LstmoptError: the runtime is not usable here, the model cannot be built in the precision or
+            computes no numbers in it (for "auto": in any that is allowed), or the output cannot be written.
     """
     engine = find_runtime(runtime)
     wanted = _wanted(engine, precision)
@@ -155,21 +157,21 @@ def convert(
         save_model(model, source)
         calls = timing_calls(model, target, 0)
         truth = find_runtime("onnxruntime").build(source, "f32", Path(folder) / "truth")
-        carried = {pair.output for pair in state_pairs(model)}
-        real = [str(v.name) for v in model.graph.outputs if v.name not in carried]
+        expected = open_session(truth, target.threads).run(calls[0][1])
         built: list[tuple[Deployment, float]] = []
         faults: list[LstmoptError] = []
         for item in wanted:
             try:
                 made = engine.build(source, item, Path(folder) / item)
-                built.append((made, _error(made, truth, calls[0][1], real, target.threads)))
+                outputs = open_session(made, target.threads).run(calls[0][1])
+                built.append((made, _checked(relative_error(outputs, expected, real_outputs(model)), made)))
             except LstmoptError as fault:
                 # The copy that was converted is of no interest to the user, and gone.
                 where = str(path) if fault.where == str(source) else fault.where
                 faults.append(LstmoptError(where, fault.fault, fault.mend))
         if not built:
             raise faults[0]
-        best, error = _fastest(built, calls, target, progress)
+        best, error = _fastest(built, calls, target, progress) if precision == "auto" else built[0]
         manifest = Manifest(
             files=manifest_files(best.file.parent),
             versions=versions(),
@@ -210,8 +212,20 @@ def _fastest(
     target: Target,
     progress: Progress,
 ) -> tuple[Deployment, float]:
-    """Returns the fastest deployment with an error that is allowed, and its error."""
-    allowed = [item for item in built if item[1] <= AUTO_ERROR] or [built[0]]
+    """Returns the fastest deployment with an error that is allowed, f32 where none is, and its error.
+
+    Raises:
+        LstmoptError: none is allowed, and f32 is not among them.
+    """
+    allowed = [item for item in built if item[1] <= AUTO_ERROR]
+    allowed = allowed or [item for item in built if item[0].precision == "f32"]
+    if not allowed:
+        errors = ", ".join(f"{made.precision} has an error of {error:.1%}" for made, error in built)
+        raise LstmoptError(
+            "--format auto",
+            f"{errors}, over the {AUTO_ERROR:.0%} that is allowed, and f32 cannot be built",
+            "name the format if that is good enough",
+        )
     if len(allowed) == 1:
         return allowed[0]
     candidates = [measure.Candidate(made.precision, made, calls) for made, _ in allowed]
@@ -219,14 +233,46 @@ def _fastest(
     return min(allowed, key=lambda item: comparison.timing(item[0].precision).median)
 
 
-def _error(ours: Deployment, truth: Deployment, feeds: Feeds, names: list[str], threads: int) -> float:
-    """Returns the root mean square error over the standard deviation, of the real outputs."""
-    a, b = open_session(ours, threads).run(feeds), open_session(truth, threads).run(feeds)
+def real_outputs(model: ir.Model) -> list[str]:
+    """Returns the names of a graph's outputs that are not states, of all where there are no others."""
+    names = [str(value.name) for value in model.graph.outputs]
+    carried = {pair.output for pair in state_pairs(model)}
+    return [name for name in names if name not in carried] or names
+
+
+def relative_error(
+    outputs: Mapping[str, npt.NDArray[Any]], expected: Mapping[str, npt.NDArray[Any]], names: Sequence[str]
+) -> float:
+    """Returns the root mean square error over the standard deviation of what is expected.
+
+    Args:
+        outputs: of a call, by name.
+        expected: the original's of the same call, in the same shapes.
+        names: the outputs that are compared.
+
+    Returns:
+        The error, not over anything where nothing deviates. It is NaN or infinite where a value is NaN, or
+        infinite in one of both alone; the same infinity, such as the logarithm of a probability 0, is right.
+    """
     total = scale = 0.0
     for name in names:
-        total += float(((a[name].astype(np.float64) - b[name].astype(np.float64)) ** 2).mean())
-        scale += float(b[name].astype(np.float64).var())
+        ours, truth = outputs[name].astype(np.float64), expected[name].astype(np.float64)
+        difference = np.subtract(ours, truth, out=np.zeros_like(truth), where=ours != truth)
+        total += float((difference**2).mean())
+        if (finite := np.isfinite(truth)).any():
+            scale += float(truth[finite].var())
     return float(np.sqrt(total / scale)) if scale else float(np.sqrt(total))
+
+
+def _checked(error: float, made: Deployment) -> float:
+    """Returns an error that is a number."""
+    if not np.isfinite(error):
+        raise LstmoptError(
+            made.runtime,
+            f"{made.precision} computes NaN or infinity for random inputs",
+            "check the model's weights, or name another --format",
+        )
+    return error
 
 
 def _check_output(output: Path) -> None:

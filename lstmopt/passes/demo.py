@@ -12,7 +12,7 @@ from lstmopt.reference.char_lm import UNPINNED, corpus, model_path
 TRAINING_SECONDS = 330.0
 MAX_DEGRADATION = 0.02
 HELD_OUT = 65_536
-"""Characters of the validation text that the demo looks at for each candidate: its ten minutes are for more."""
+"""Characters of the validation text that each candidate is tried on: the demo's ten minutes are for more."""
 
 
 def demo_call() -> dict[str, Any]:

@@ -33,7 +33,7 @@ from lstmopt.report.golden import Golden, play, write_golden
 from lstmopt.report.html import render_html
 from lstmopt.report.runner import run_script
 from lstmopt.report.schema import Manifest, Report, StateRecord
-from lstmopt.rnn.files import load_model, save_model
+from lstmopt.rnn.files import save_model
 from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes import open_session
 from lstmopt.runtimes.base import Deployment
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from lstmopt.pipeline import State
-    from lstmopt.targets import Target
 
 CLOSE = 1.2
 """How much slower than the fastest of the models that could ship one may be to be measured once more."""
@@ -186,9 +185,7 @@ def _contenders(state: State) -> dict[str, ir.Model]:
     bound = CLOSE * min((c.latency.median for c in hopeful), default=0.0)
     close = {candidate.name for candidate in hopeful if candidate.latency.median <= bound}
     models = {ORIGINAL: state.original}
-    models |= {
-        name: model for name, model in state.trained.items() if name in close or name not in measured
-    }
+    models |= {name: model for name, model in state.trained.items() if name in close or name not in measured}
     if not state.trained and state.model is not state.original:
         models["optimized"] = state.model
     return models

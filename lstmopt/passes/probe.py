@@ -103,7 +103,7 @@ class Probe:
                 kinds.remove(kind)
                 notes.append(
                     f"{' '.join(kind)} was not probed: {slower:.1f} times the latency of "
-                    f"{best.deployment.runtime} {best.deployment.precision}, smaller sizes cannot make up for it"
+                    f"{best.deployment.runtime} {best.deployment.precision}, too much for smaller sizes"
                 )
         return kinds, notes
 
@@ -132,8 +132,8 @@ def _sufficient(
 def _unused(table: LatencyTable) -> str:
     size = "as its hidden size" if table.input_size is None else str(table.input_size)
     return (
-        f"the latency table of {table.layer} was not used, no layer of the model on the target's calls is like "
-        f"it: {table.runtime} {table.precision}, {table.threads} thread(s), batch {table.batch}, "
+        f"the latency table of {table.layer} was not used, no layer of the model on the target's calls is "
+        f"like it: {table.runtime} {table.precision}, {table.threads} thread(s), batch {table.batch}, "
         f"{table.sequence} steps, input size {size}, hidden sizes up to {max(table.dimensions)}"
     )
 

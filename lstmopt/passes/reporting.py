@@ -14,8 +14,7 @@ import numpy as np
 from lstmopt import measure
 from lstmopt.keys import versions as versions
 from lstmopt.measure.fingerprint import fingerprint
-from lstmopt.passes.candidates import NOISE, Candidate, best_peer, fastest_f32, key
-from lstmopt.passes.candidates import ORIGINAL
+from lstmopt.passes.candidates import NOISE, ORIGINAL, Candidate, best_peer, fastest_f32, key
 from lstmopt.report.plots import Curve
 from lstmopt.report.schema import (
     CandidateRecord,

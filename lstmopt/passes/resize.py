@@ -46,7 +46,8 @@ class Resize:
         hidden_size: the new size of every layer that can be resized, or of named ones; None chooses it
             from the latency tables.
         scale: without `hidden_size`, the largest share of its hidden size that a layer gets: it gets its
-            largest hysteresis point up to that. Above 1 it grows, and at 1 too where a larger point is as fast.
+            largest hysteresis point up to that. Above 1 it grows, and at 1 too where a larger point is as
+            fast.
         speed: instead of `scale`, how many times faster than the best peer the whole model is to be: of
             all combinations of hysteresis points that are, by the latency model, the one whose narrowest
             layer keeps most of its units, and of several that with the most weights.
@@ -90,7 +91,13 @@ class Resize:
             return replace(state, notes=(*state.notes, *notes))
         calls = calibration_inputs(state, self.batch, self.sequence) if self.calibrate else []
         result = resize(state.model, sizes, seed=state.seed, calibration=calls)
-        return replace(state, model=result.model, masks={}, pattern="dense", notes=(*state.notes, *notes, *_changes(result)))
+        return replace(
+            state,
+            model=result.model,
+            masks={},
+            pattern="dense",
+            notes=(*state.notes, *notes, *_changes(result)),
+        )
 
     def sizes(
         self,
@@ -160,14 +167,24 @@ def chosen_sizes(groups: Sequence[UnitGroup], scale: float, models: Sequence[Lat
     ]
     if proposals:
         return min(proposals, key=lambda item: item[0])[1]
-    return [_multiple(_bound(group, scale)) for group in groups]
+    return [fallback_size(group, scale) for group in groups]
 
 
 def _bound(group: UnitGroup, scale: float) -> int:
     return max(1, int(scale * group.hidden_size + 1e-9))
 
 
-def _multiple(bound: int) -> int:
+def fallback_size(group: UnitGroup, scale: float) -> int:
+    """Returns the hidden size for a share of a group's own that nothing is measured about.
+
+    Args:
+        group: layers that change together.
+        scale: share of the hidden size.
+
+    Returns:
+        The next smaller multiple of `FALLBACK_STEP`, of 1 below it.
+    """
+    bound = _bound(group, scale)
     return bound if bound < FALLBACK_STEP else bound - bound % FALLBACK_STEP
 
 
@@ -178,11 +195,11 @@ def _point(group: UnitGroup, scale: float, model: LatencyModel) -> int:
     points = table.points()
     # Read from the right, a size that is no point is in the bin of the point above it.
     above = min((point for point in points if point >= own), default=None)
-    if bound == own and group.exact and above is not None:
-        # Where little can be told bins are wide: growing is not to cost more than a size is worth.
-        if table.latency(above) <= (1 + LEAST_STEP) * table.latency(own):
-            return above
-    return max((point for point in points if point <= bound), default=_multiple(bound))
+    # Where little can be told bins are wide: growing is not to cost more than a size is worth.
+    bearable = (1 + LEAST_STEP) * table.latency(own)
+    if bound == own and group.exact and above is not None and table.latency(above) <= bearable:
+        return above
+    return max((point for point in points if point <= bound), default=fallback_size(group, scale))
 
 
 def sizes_for_speed(

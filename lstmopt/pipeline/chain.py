@@ -108,6 +108,7 @@ class Pipeline:
         self.check()
         source, output = Path(model), Path(output)
         original = load_model(source)
+        given_teacher = None if teacher is None else load_model(teacher)
         chosen = load_target(target)
         check_target(chosen)
         folder = run_folder(output)
@@ -143,7 +144,7 @@ class Pipeline:
                 max_degradation=max_degradation,
                 budget=budget,
                 seed=seed,
-                teacher=None if teacher is None else load_model(teacher),
+                teacher=given_teacher,
                 tables=latency_tables,
                 notes=(*notes, *prepared.notes),
                 command=command,

@@ -73,7 +73,7 @@ def _read_external_data(proto: onnx.ModelProto, path: Path) -> None:
     from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
     folder = path.resolve().parent
-    for tensor in _tensors(proto.graph):
+    for tensor in all_tensors(proto.graph):
         if not uses_external_data(tensor):
             continue
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
@@ -98,7 +98,7 @@ def _read_external_data(proto: onnx.ModelProto, path: Path) -> None:
         ) from error
 
 
-def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+def all_tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
     """Returns all tensors of a graph and of its subgraphs."""
     found = list(graph.initializer)
     for node in graph.node:
@@ -107,7 +107,7 @@ def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
                 found.append(attribute.t)
             found.extend(attribute.tensors)
             for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                found.extend(_tensors(body))
+                found.extend(all_tensors(body))
     return found
 
 
