@@ -43,7 +43,7 @@ class Format(Protocol):
 
     @property
     def error(self) -> float:
-        """Bound on a layer's error against the weights before rounding: root mean square over the output's."""
+        """Bound on a layer's error, root mean square over the output's, against the unrounded weights."""
 
     def round_weights(self, matrix: Array) -> Array:
         """Returns the nearest dense weights, f32, that the packed form stands for exactly.

@@ -11,47 +11,86 @@ LSTMOPT_INLINE Vector load(const float* at) { return *reinterpret_cast<const Una
 LSTMOPT_INLINE void store(float* at, Vector value) { *reinterpret_cast<Unaligned*>(at) = value; }
 LSTMOPT_INLINE Vector all(float value) { return Vector{} + value; }
 
-// The result is `x` where x is NaN.
-LSTMOPT_INLINE Vector at_least(Vector x, float bound) { return all(bound) > x ? all(bound) : x; }
-LSTMOPT_INLINE Vector at_most(Vector x, float bound) { return all(bound) < x ? all(bound) : x; }
+// Both are `x` where x is NaN.
+LSTMOPT_INLINE Vector at_least(Vector x, float bound) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vector>(_mm512_max_ps(_mm512_set1_ps(bound), reinterpret_cast<__m512>(x)));
+#else
+  return all(bound) > x ? all(bound) : x;
+#endif
+}
 
+LSTMOPT_INLINE Vector at_most(Vector x, float bound) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vector>(_mm512_min_ps(_mm512_set1_ps(bound), reinterpret_cast<__m512>(x)));
+#else
+  return all(bound) < x ? all(bound) : x;
+#endif
+}
+
+// Of what is below 2^126: infinity would become NaN.
 LSTMOPT_INLINE Vector reciprocal(Vector x) {
 #if defined(__AVX512F__)
   const Vector r = reinterpret_cast<Vector>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
-  return r + r * (1.0f - x * r);  // infinity would become NaN: all arguments here are below 2^127
+  return r + r * (1.0f - x * r);
 #else
   return 1.0f / x;
 #endif
 }
 
-// e^x - 1 = power * fraction + (power - 1): `power` a power of two, `fraction` = e^r - 1, |r| <= ln 2 / 2.
-// The polynomial was fitted to a relative error of 1.7e-8. x must lie within -87..88.
-LSTMOPT_INLINE void split_exp(Vector x, Vector* power, Vector* fraction) {
-  const Vector shifted = x * 1.44269504f + 12582912.0f;  // rounds, see encode.inl
-  const Vector n = shifted - 12582912.0f;
-  const Vector r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;  // n * (ln 2 = high + low)
-  *power = reinterpret_cast<Vector>((reinterpret_cast<Integers>(shifted) << 23) + 0x3F800000);
-  Vector q = r * 0x1.6bebfep-10f + 0x1.1227b0p-7f;
-  q = q * r + 0x1.555674p-5f;
-  q = q * r + 0x1.5554b0p-3f;
-  q = q * r + 0x1.fffffep-2f;
-  *fraction = q * (r * r) + r;
+// e^(factor * x) = power * (1 + r * slope): `power` a power of two, the rest a polynomial for |r| <= ln 2 / 2
+// that was fitted to a relative error of 1.7e-8. factor is a power of two or its negative, and goes into the
+// constants; factor * x must lie within -88..88.
+struct Exponential {
+  Vector power, r, slope;
+};
+
+template <int Factor>
+LSTMOPT_INLINE Exponential exponential(Vector x) {
+  constexpr float kUnit = Factor, kPart = 1.0f / Factor;
+  // Adding 1.5 * 2^23 rounds to the nearest integer n, which lies in the low bits, here with the exponent's
+  // bias of 127 added: shifted up, they are 2^n.
+  const Vector shifted = x * (1.44269504f * kUnit) + (12582912.0f + 127.0f);
+  const Vector n = shifted - (12582912.0f + 127.0f);
+  Exponential e;
+  e.power = reinterpret_cast<Vector>(reinterpret_cast<Integers>(shifted) << 23);
+  e.r = (x - n * (0x1.62e4p-1f * kPart)) - n * (0x1.7f7d1cp-20f * kPart);  // n * (ln 2 = high + low)
+  Vector q = e.r * (0x1.6bebfep-10f * kUnit * kUnit * kUnit * kUnit * kUnit * kUnit) +
+             0x1.1227b0p-7f * kUnit * kUnit * kUnit * kUnit * kUnit;
+  q = q * e.r + 0x1.555674p-5f * kUnit * kUnit * kUnit * kUnit;
+  q = q * e.r + 0x1.5554b0p-3f * kUnit * kUnit * kUnit;
+  q = q * e.r + 0x1.fffffep-2f * kUnit * kUnit;
+  e.slope = q * e.r + kUnit;
+  return e;
 }
 
-LSTMOPT_INLINE Vector sigmoid(Vector x) {
-  Vector power, fraction;
-  split_exp(at_most(at_least(-x, -87.0f), 87.0f), &power, &fraction);
-  return reciprocal(power * fraction + power + 1.0f);
+// sigmoid(x) = 1 / sigmoid_denominator(x); below -44 it stays at 1e-19.
+LSTMOPT_INLINE Vector sigmoid_denominator(Vector x) {
+  const Exponential e = exponential<-1>(at_most(at_least(x, -44.0f), 44.0f));
+  return e.power * (e.r * e.slope + 1.0f) + 1.0f;
 }
+
+// tanh(x) = (e^2x - 1) / (e^2x + 1), exact for small x too.
+LSTMOPT_INLINE void tanh_fraction(Vector x, Vector* numerator, Vector* denominator) {
+  const Exponential e = exponential<2>(at_most(at_least(x, -10.0f), 10.0f));
+  const Vector above = e.r * e.slope;
+  *numerator = e.power * above + (e.power - 1.0f);
+  *denominator = e.power * above + (e.power + 1.0f);
+}
+
+LSTMOPT_INLINE Vector sigmoid(Vector x) { return reciprocal(sigmoid_denominator(x)); }
 
 LSTMOPT_INLINE Vector tanh(Vector x) {
-  const Integers sign = reinterpret_cast<Integers>(x) & INT32_MIN;
-  const Vector magnitude = reinterpret_cast<Vector>(reinterpret_cast<Integers>(x) ^ sign);
-  Vector power, fraction;
-  split_exp(at_most(magnitude, 10.0f) * 2.0f, &power, &fraction);
-  const Vector e = power * fraction + (power - 1.0f);
-  const Vector result = e * reciprocal(e + 2.0f);
-  return reinterpret_cast<Vector>(reinterpret_cast<Integers>(result) | sign);
+  Vector numerator, denominator;
+  tanh_fraction(x, &numerator, &denominator);
+  return numerator * reciprocal(denominator);
+}
+
+// sigmoid(a) * tanh(b), at one reciprocal.
+LSTMOPT_INLINE Vector gated_tanh(Vector a, Vector b) {
+  Vector numerator, denominator;
+  tanh_fraction(b, &numerator, &denominator);
+  return numerator * reciprocal(denominator * sigmoid_denominator(a));
 }
 
 // Activations that models rarely have, one value at a time.
@@ -82,12 +121,10 @@ inline Vector activate(const Function& function, Vector x) {
 
 LSTMOPT_INLINE void plain_cell(const Cell& call, size_t panel) {
   const float *x = call.x + panel * 4 * kLanes, *r = call.r + panel * 4 * kLanes;
-  const Vector i = sigmoid(load(x) + load(r));
   const Vector f = sigmoid(load(x + 32) + load(r + 32));
-  const Vector g = tanh(load(x + 48) + load(r + 48));
-  const Vector c = f * load(call.c + panel * kLanes) + i * g;
+  const Vector c = f * load(call.c + panel * kLanes) + gated_tanh(load(x) + load(r), load(x + 48) + load(r + 48));
   store(call.c + panel * kLanes, c);
-  store(call.h + panel * kLanes, sigmoid(load(x + 16) + load(r + 16)) * tanh(c));
+  store(call.h + panel * kLanes, gated_tanh(load(x + 16) + load(r + 16), c));
 }
 
 inline void any_cell(const Equations& equations, const Cell& call, size_t panel) {

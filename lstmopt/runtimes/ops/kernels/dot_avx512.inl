@@ -69,6 +69,8 @@ inline __m512 finish(const Matrix& matrix, size_t row, float scale, const __m512
   return _mm512_mul_ps(sum, _mm512_mul_ps(_mm512_load_ps(&matrix.scale[row]), _mm512_set1_ps(scale)));
 }
 
+constexpr size_t kAhead = 1024;  // bytes that weights are fetched ahead
+
 template <class Kind, int Gates, int Columns, int Planes>
 void dot(const Matrix& matrix, const Dot& call) {
   constexpr int kStates = Columns * Planes;
@@ -88,6 +90,9 @@ void dot(const Matrix& matrix, const Dot& call) {
     const uint32_t* offset = &matrix.offset[matrix.start[panel]];
     const uint32_t* end = &matrix.offset[matrix.start[panel + 1]];
     for (; offset != end; offset += Gates == 4 ? 1 : 4, slot += Gates == 4 ? kSlot : 4 * kSlot) {
+      // Weights come from the L2 cache, faster when they are asked for early.
+#pragma GCC unroll 16
+      for (size_t line = 0; line < (Gates == 4 ? kSlot : 4 * kSlot); line += 64) __builtin_prefetch(slot + kAhead + line);
       typename Kind::Bank banks[kStates];
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {

@@ -24,7 +24,7 @@ function(lstmopt_add_kernels target)
   target_sources(${target} PRIVATE ${LSTMOPT_KERNEL_SOURCES})
   target_include_directories(${target} PUBLIC ${LSTMOPT_KERNEL_DIR})
   target_compile_features(${target} PUBLIC cxx_std_17)
-  target_compile_options(${target} PRIVATE -Wall -Wextra -fvisibility=hidden -fno-math-errno
+  target_compile_options(${target} PRIVATE -Wall -Wextra -fvisibility=hidden -fno-math-errno -ffp-contract=fast
     -ffile-prefix-map=${LSTMOPT_SOURCE_DIR}=lstmopt
     -Wno-psabi  # vectors go to inlined functions only
     -Wno-unknown-pragmas
