@@ -113,15 +113,15 @@ def main() -> None:
     options = parser.parse_args()
     console, machine = Console(width=150), fingerprint()
     console.print(
-        f"{machine.cpu}; one thread, batch {options.batch}, sequence {options.sequence}, density {options.density}"
+        f"{machine.cpu}; one thread, batch {options.batch}, sequence {options.sequence}, "
+        f"density {options.density}"
     )
     for size in map(int, options.sizes.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             timed, errors = candidates(Path(folder), size, options)
             result = compare(timed, threads=1, rounds=options.rounds, cold=options.cold)
-        table = Table(
-            title=f"H = input = {size}; A/A {result.aa.value:.3f}{'' if result.trusted else ' (not to be trusted)'}"
-        )
+        doubt = "" if result.trusted else " (not to be trusted)"
+        table = Table(title=f"H = input = {size}; A/A {result.aa.value:.3f}{doubt}")
         bars = [name for name in BARS if name in errors]
         for column in ("", "us", "95% interval", "error", *(f"over {name}" for name in bars)):
             table.add_column(column, justify="left" if not column else "right")

@@ -9,12 +9,13 @@ data      the slots, one after another, in the format's own form
 ========  =====================================================================================
 
 Everything is little-endian. Several matrices (the directions of a layer) lie one after another: the
-size in the header, a multiple of 64, leads to the next.
+size in the header, a multiple of 64, leads to the next. The digest in the header tells matrices apart.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 
@@ -40,7 +41,7 @@ HEADER = np.dtype(
         ("reserved", "<u2"),
         ("size", "<u8"),
         ("nonzeros", "<u8"),
-        ("zeros", "V16"),
+        ("digest", "V16"),
     ]
 )
 
@@ -129,7 +130,9 @@ def write(
     ]
     padded = [section + bytes(-len(section) % ALIGNMENT) for section in sections]
     header["size"] = HEADER.itemsize + sum(map(len, padded))
-    return header.tobytes() + b"".join(padded)
+    body = b"".join(padded)
+    header["digest"] = np.void(blake2b(header.tobytes() + body, digest_size=16).digest())
+    return header.tobytes() + body
 
 
 def size(slots: int, panels: int, gates: int, scaled: bool, slot_bytes: int) -> int:

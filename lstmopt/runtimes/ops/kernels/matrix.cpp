@@ -16,7 +16,7 @@ struct Header {
   uint32_t units, columns, slots;
   uint16_t planes, reserved;
   uint64_t size, nonzeros;
-  uint8_t zeros[16];
+  uint8_t digest[16];  // tells matrices apart; not of interest here
 };
 static_assert(sizeof(Header) == 64, "the header has no padding");
 

@@ -19,6 +19,15 @@ bool has_input(const NodeContext& node, size_t index) {
          std::string(node.get_input(int(index)).get_node()->get_type_name()) != "NullNode";
 }
 
+// Lists of floats come as one or the other type, by the frontend's version.
+std::vector<float> floats(const NodeContext& node, const std::string& name) {
+  if (!node.has_attribute(name)) return {};
+  const ov::Any value = node.get_attribute_as_any(name);
+  if (value.is<std::vector<float>>()) return value.as<std::vector<float>>();
+  const std::vector<double> wide = value.as<std::vector<double>>();
+  return std::vector<float>(wide.begin(), wide.end());
+}
+
 ov::OutputVector convert_lstm(const NodeContext& node) {
   const char* const names[] = {"X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"};
   SparseLSTMSequence::Attributes attributes;
@@ -34,8 +43,8 @@ ov::OutputVector convert_lstm(const NodeContext& node) {
   attributes.direction = node.get_attribute<std::string>("direction", "forward");
   attributes.hidden_size = node.get_attribute<int64_t>("hidden_size", 0);
   attributes.activations = node.get_attribute<std::string>("activations", "");
-  attributes.activation_alpha = node.get_attribute<std::vector<float>>("activation_alpha", {});
-  attributes.activation_beta = node.get_attribute<std::vector<float>>("activation_beta", {});
+  attributes.activation_alpha = floats(node, "activation_alpha");
+  attributes.activation_beta = floats(node, "activation_beta");
   attributes.clip = node.get_attribute<float>("clip", 0.0f);
   attributes.input_forget = node.get_attribute<int64_t>("input_forget", 0) != 0;
   return std::make_shared<SparseLSTMSequence>(inputs, attributes)->outputs();

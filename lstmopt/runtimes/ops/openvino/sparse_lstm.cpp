@@ -40,7 +40,7 @@ size_t SparseLSTMSequence::position(const char* name) const {
 
 void SparseLSTMSequence::make_layer() {
   const size_t b_at = position("B"), p_at = position("P");
-  Layer::Constants constants;
+  Constants constants;
   for (const size_t at : {size_t(kW), size_t(kR), b_at, p_at}) {
     if (at == kAbsent) continue;
     constants.push_back(constant_at(*this, at));
@@ -77,9 +77,11 @@ void SparseLSTMSequence::make_layer() {
   lstmopt_lstm* made = nullptr;
   char fault[300] = "";
   NODE_VALIDATION_CHECK(this, !lstmopt_lstm_create(&config, &made, fault, sizeof fault), fault);
-  layer_ = std::make_shared<const Layer>(made, std::move(constants));
+  layer_ = std::make_shared<const Layer>(made, constants);
 }
 
+// Shapes are checked when a model is read or reshaped. OpenVINO copies an op to infer the shapes of an
+// inference, and swallows what is thrown then: shapes that do not fit each other give NaN there, see `run`.
 void SparseLSTMSequence::validate_and_infer_types() {
   const std::vector<std::string> names = words(attributes_.optional);
   NODE_VALIDATION_CHECK(this, in_order(names), "optional: unknown, repeated or unordered names of inputs");
@@ -90,9 +92,18 @@ void SparseLSTMSequence::validate_and_infer_types() {
   const auto directions = int64_t(lstmopt_lstm_directions(layer_->get())), hidden = int64_t(lstmopt_lstm_hidden(layer_->get()));
   ov::PartialShape x = get_input_partial_shape(kX);
   NODE_VALIDATION_CHECK(this, x.merge_rank(3), "X has to be [steps, batch, input]");
+  ov::PartialShape state{directions, x[1], hidden};
+  if (!copy_) check_shapes(x, state);
+  set_output_size(3);
+  set_output_type(0, get_input_element_type(kX), ov::PartialShape{x[0], directions, state[1], hidden});
+  set_output_type(1, get_input_element_type(kX), state);
+  set_output_type(2, get_input_element_type(kX), state);
+}
+
+// Throws where shapes do not fit; what the other inputs tell of the batch goes into `state`.
+void SparseLSTMSequence::check_shapes(const ov::PartialShape& x, ov::PartialShape& state) const {
   NODE_VALIDATION_CHECK(this, x[2].compatible(int64_t(lstmopt_lstm_input(layer_->get()))), "X has ", x[2],
                         " features, the weights have ", lstmopt_lstm_input(layer_->get()));
-  ov::PartialShape state{directions, x[1], hidden};
   for (const char* name : {"initial_h", "initial_c"}) {
     const size_t at = position(name);
     if (at == kAbsent) continue;
@@ -109,10 +120,6 @@ void SparseLSTMSequence::validate_and_infer_types() {
                           "sequence_lens has to have the batch's size");
     state[1] = expected[0];
   }
-  set_output_size(3);
-  set_output_type(0, get_input_element_type(kX), ov::PartialShape{x[0], directions, state[1], hidden});
-  set_output_type(1, get_input_element_type(kX), state);
-  set_output_type(2, get_input_element_type(kX), state);
 }
 
 std::shared_ptr<ov::Node> SparseLSTMSequence::clone_with_new_inputs(const ov::OutputVector& inputs) const {
@@ -120,6 +127,7 @@ std::shared_ptr<ov::Node> SparseLSTMSequence::clone_with_new_inputs(const ov::Ou
   copy->set_arguments(inputs);
   copy->attributes_ = attributes_;
   copy->layer_ = layer_;
+  copy->copy_ = true;
   copy->constructor_validate_and_infer_types();
   return copy;
 }
@@ -140,7 +148,7 @@ bool SparseLSTMSequence::run(ov::TensorVector& outputs, const ov::TensorVector& 
   if (!layer_ || inputs.size() != get_input_size() || outputs.size() != 3) return false;
   const size_t directions = lstmopt_lstm_directions(layer_->get()), hidden = lstmopt_lstm_hidden(layer_->get());
   const ov::Shape x = inputs[kX].get_shape();
-  if (x.size() != 3 || x[2] != lstmopt_lstm_input(layer_->get()) || !is_float(inputs[kX].get_element_type())) return false;
+  if (x.size() != 3) return false;
   const ov::Shape state{directions, x[1], hidden};
   outputs[0].set_shape(ov::Shape{x[0], directions, x[1], hidden});
   outputs[1].set_shape(state);
@@ -148,6 +156,7 @@ bool SparseLSTMSequence::run(ov::TensorVector& outputs, const ov::TensorVector& 
   for (const ov::Tensor& output : outputs) {
     if (!is_float(output.get_element_type())) return false;
   }
+  if (x[2] != lstmopt_lstm_input(layer_->get()) || !is_float(inputs[kX].get_element_type())) return false;
 
   lstmopt_lstm_call call = {};
   call.steps = x[0];

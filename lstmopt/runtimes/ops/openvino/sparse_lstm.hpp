@@ -40,10 +40,12 @@ class SparseLSTMSequence : public ov::op::Op {
 
   size_t position(const char* name) const;  // of an optional input, or kAbsent
   void make_layer();
+  void check_shapes(const ov::PartialShape& x, ov::PartialShape& state) const;
   bool run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const;
 
   Attributes attributes_;
   std::shared_ptr<const Layer> layer_;
+  bool copy_ = false;  // made by clone_with_new_inputs
 };
 
 }  // namespace lstmopt_ov

@@ -12,7 +12,7 @@ enum Input { kX, kW, kB };
 SparseMatMul::SparseMatMul(const ov::OutputVector& inputs) : Op(inputs) { constructor_validate_and_infer_types(); }
 
 void SparseMatMul::make_product() {
-  Product::Constants constants;
+  Constants constants;
   for (size_t at = kW; at < get_input_size(); ++at) {
     constants.push_back(constant_at(*this, at));
     if (!constants.back()) {
@@ -32,7 +32,7 @@ void SparseMatMul::make_product() {
                         !lstmopt_matmul_create(w->get_data_ptr(), w->get_byte_size(), constants.size() > 1 ? b.data() : nullptr,
                                                b.size(), &made, fault, sizeof fault),
                         fault);
-  product_ = std::make_shared<const Product>(made, std::move(constants));
+  product_ = std::make_shared<const Product>(made, constants);
 }
 
 void SparseMatMul::validate_and_infer_types() {
