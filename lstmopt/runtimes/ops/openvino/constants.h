@@ -23,31 +23,46 @@ inline std::shared_ptr<ov::op::v0::Constant> constant_at(const ov::Node& node, s
 // Plugins copy constants, so where they lie says nothing.
 class Identity {
  public:
-  explicit Identity(const ov::op::v0::Constant& constant) : type_(constant.get_element_type()), bytes_(constant.get_byte_size()) {
-    const uint8_t* data = static_cast<const uint8_t*>(constant.get_data_ptr());
-    if (type_ != ov::element::u8) {
-      content_.assign(data, data + bytes_);
-      return;
-    }
-    for (size_t at = 0; at + kHeader <= bytes_;) {
-      content_.insert(content_.end(), data + at, data + at + kHeader);
-      uint64_t size;
-      std::memcpy(&size, data + at + kSizeAt, sizeof size);
-      if (size < kHeader || size > bytes_ - at) break;
-      at += size_t(size);
-    }
+  explicit Identity(const ov::op::v0::Constant& constant) : type_(constant.get_element_type()) {
+    visit(constant, [this](const uint8_t* at, size_t bytes) {
+      content_.insert(content_.end(), at, at + bytes);
+      return true;
+    });
   }
 
   // A plugin that runs in another precision converts the small constants: they are still the same.
-  bool same(const Identity& other) const {
-    return type_ != other.type_ || (bytes_ == other.bytes_ && content_ == other.content_);
+  bool is_of(const ov::op::v0::Constant& constant) const {
+    if (constant.get_element_type() != type_) return true;
+    size_t done = 0;
+    visit(constant, [&](const uint8_t* at, size_t bytes) {
+      if (bytes > content_.size() - done || std::memcmp(&content_[done], at, bytes)) return false;
+      done += bytes;
+      return true;
+    });
+    return done == content_.size();
   }
 
  private:
   static constexpr size_t kHeader = 64, kSizeAt = 32;
 
+  // Calls visit(pointer, bytes) for the parts that count, until it returns false.
+  template <class Visit>
+  static void visit(const ov::op::v0::Constant& constant, Visit visit) {
+    const uint8_t* data = static_cast<const uint8_t*>(constant.get_data_ptr());
+    const size_t bytes = constant.get_byte_size();
+    if (constant.get_element_type() != ov::element::u8) {
+      if (bytes) visit(data, bytes);
+      return;
+    }
+    for (size_t at = 0; at + kHeader <= bytes && visit(data + at, kHeader);) {
+      uint64_t size;
+      std::memcpy(&size, data + at + kSizeAt, sizeof size);
+      if (size < kHeader || size > bytes - at) return;
+      at += size_t(size);
+    }
+  }
+
   ov::element::Type type_;
-  size_t bytes_;
   std::vector<uint8_t> content_;
 };
 
@@ -67,7 +82,7 @@ class Made {
   bool is_of(const Constants& constants) const {
     if (constants.size() != identities_.size()) return false;
     for (size_t i = 0; i < constants.size(); ++i) {
-      if (!Identity(*constants[i]).same(identities_[i])) return false;
+      if (!identities_[i].is_of(*constants[i])) return false;
     }
     return true;
   }
