@@ -49,8 +49,7 @@ void encode(const Matrix& matrix, const float* values, uint8_t* state, float* sc
   const float factor = choose_scale(matrix, values, scale);
   // 0 times infinity is NaN: a state that is not finite must not be read at all.
   if (factor == 0.0f) {
-    const bool words = matrix.format == Format::kI16Bank32 || matrix.format == Format::kI16Bank64;
-    __builtin_memset(state, words ? 0 : 128, matrix.plane_bytes);
+    __builtin_memset(state, has_words(matrix.format) ? 0 : 128, matrix.plane_bytes);
     __builtin_memset(state + matrix.plane_bytes, 0, matrix.state_bytes - matrix.plane_bytes);
     return;
   }

@@ -43,8 +43,7 @@ Format format_of(const Header& header) {
 
 void set_sizes(Matrix& matrix, const Header& header) {
   const bool f32 = matrix.format == Format::kF32, shared = matrix.format == Format::kI8Shared;
-  const bool i8 = matrix.format == Format::kI8 || matrix.format == Format::kI8Planes2;
-  const bool i16 = !f32 && !i8 && !shared;
+  const bool words = has_words(matrix.format);
   matrix.gates = header.gates;
   matrix.units = header.units;
   matrix.columns = header.columns;
@@ -52,11 +51,11 @@ void set_sizes(Matrix& matrix, const Header& header) {
   matrix.slots = header.slots;
   matrix.panels = (matrix.units + kLanes - 1) / kLanes;
   matrix.banks = (matrix.columns + matrix.width - 1) / matrix.width;
-  matrix.group_bytes = i8 ? 128 : 64;
+  matrix.group_bytes = has_bytes(matrix.format) && !shared ? 128 : 64;
   matrix.slot_bytes = matrix.gates * matrix.group_bytes + (shared ? 64 : 0);
-  matrix.plane_bytes = matrix.banks * matrix.width * (f32 ? 4 : i16 ? 2 : 1);
+  matrix.plane_bytes = matrix.banks * matrix.width * (f32 ? 4 : words ? 2 : 1);
   matrix.state_bytes = matrix.plane_bytes * header.planes;
-  matrix.limit = f32 ? 1.0f : i16 ? 32767.0f : header.planes == 2 ? 16383.0f : 127.0f;
+  matrix.limit = f32 ? 1.0f : words ? 32767.0f : header.planes == 2 ? 16383.0f : 127.0f;
 }
 
 // Takes sections one after another.
@@ -84,7 +83,7 @@ class Sections {
 
 void check_slots(const Matrix& matrix, const uint16_t* banks) {
   const size_t quad = matrix.gates == 1 ? 4 : 1;
-  const size_t entries = matrix.format == Format::kF32 ? 1 : matrix.group_bytes == 64 && matrix.format != Format::kI8Shared ? 2 : 4;
+  const size_t entries = has_words(matrix.format) ? 2 : has_bytes(matrix.format) ? 4 : 1;
   if (matrix.start[0] != 0 || matrix.start[matrix.panels] != matrix.slots) refuse("have slots that belong to no panel");
   for (size_t panel = 0; panel < matrix.panels; ++panel) {
     const uint32_t from = matrix.start[panel], to = matrix.start[panel + 1];
@@ -112,7 +111,7 @@ void visit_slot(const Matrix& matrix, size_t slot, Visit visit) {
         std::memcpy(&value, group + 4 * lane, 4);
         if (!std::isfinite(value)) refuse("hold a weight that is not finite");
         visit(row, word & 31, 0);
-      } else if (matrix.limit == 32767.0f) {
+      } else if (has_words(matrix.format)) {
         for (size_t entry = 0; entry < 2; ++entry) {
           int16_t word;
           std::memcpy(&word, group + 4 * lane + 2 * entry, 2);
@@ -131,9 +130,9 @@ void visit_slot(const Matrix& matrix, size_t slot, Visit visit) {
 // Checks every index, and derives from the weights what sums can reach.
 void check_entries(Matrix& matrix, const uint16_t* banks) {
   const size_t rows = matrix.rows();
-  const bool bytes = matrix.width == 64 && matrix.limit < 32767.0f;
   uint64_t largest = 1;
-  matrix.origin = allocate<int32_t>(matrix.panels * rows);
+  const bool integers = matrix.format != Format::kF32;
+  matrix.origin = allocate<int32_t>(integers ? matrix.panels * rows : 0);
   for (size_t panel = 0; panel < matrix.panels; ++panel) {
     int64_t sums[4 * kLanes] = {};
     uint64_t magnitudes[4 * kLanes] = {};
@@ -145,13 +144,15 @@ void check_entries(Matrix& matrix, const uint16_t* banks) {
         magnitudes[row] += uint64_t(value < 0 ? -value : value);
       });
     }
-    for (size_t row = 0; row < rows; ++row) {
-      matrix.origin[panel * rows + row] = bytes ? int32_t(-128 * sums[row]) : 0;
+    for (size_t row = 0; row < rows && integers; ++row) {
+      matrix.origin[panel * rows + row] = has_bytes(matrix.format) ? int32_t(-128 * sums[row]) : 0;
       if (magnitudes[row] > largest) largest = magnitudes[row];
     }
   }
   // The state's scale leaves room in 32 bits for the fullest row.
-  if (matrix.limit == 32767.0f) matrix.limit = float(std::fmin(32767.0, std::floor(2147483647.0 / double(largest))));
+  if (has_words(matrix.format)) {
+    matrix.limit = float(std::fmin(32767.0, std::floor(2147483647.0 / double(largest))));
+  }
 }
 
 }  // namespace

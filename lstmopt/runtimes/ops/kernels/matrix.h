@@ -11,7 +11,9 @@ namespace lstmopt {
 constexpr size_t kLanes = 16;
 
 enum class Format { kF32, kI16Bank32, kI16Bank64, kI8, kI8Planes2, kI8Shared };
-constexpr int kFormats = 6;
+
+constexpr bool has_words(Format format) { return format == Format::kI16Bank32 || format == Format::kI16Bank64; }
+constexpr bool has_bytes(Format format) { return format != Format::kF32 && !has_words(format); }
 
 struct Matrix {
   Format format;
@@ -27,7 +29,7 @@ struct Matrix {
   Buffer<uint32_t> start;   // [panels + 1]
   Buffer<uint32_t> offset;  // [slots]: where the slot's bank begins in a plane of a state
   Buffer<float> scale;      // [panels * rows()]
-  Buffer<int32_t> origin;   // [panels * rows()]: what takes the states' offset of 128 away
+  Buffer<int32_t> origin;   // [panels * rows()]: what takes the states' offset of 128 away (integers only)
   Buffer<uint8_t> data;     // [slots * slot_bytes]
 
   size_t rows() const { return gates * kLanes; }  // of a panel

@@ -53,8 +53,8 @@ void dot(const Matrix& matrix, const Dot& call) {
     for (size_t gate = 0; gate < matrix.gates; ++gate) {
       const size_t row = panel * rows + gate * kLanes;
       float sums[kLanes] = {};
-      uint32_t whole[kLanes], low[kLanes] = {};
-      for (size_t lane = 0; lane < kLanes; ++lane) whole[lane] = uint32_t(matrix.origin[row + lane]);
+      uint32_t whole[kLanes] = {}, low[kLanes] = {};
+      for (size_t lane = 0; lane < kLanes && F != Format::kF32; ++lane) whole[lane] = uint32_t(matrix.origin[row + lane]);
       for (size_t slot = matrix.start[panel]; slot < matrix.start[panel + 1]; ++slot) {
         add<F>(matrix, &matrix.data[slot * matrix.slot_bytes], gate, call.states[0] + matrix.offset[slot], sums, whole, low);
       }

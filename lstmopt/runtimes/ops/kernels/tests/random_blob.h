@@ -13,7 +13,7 @@ namespace testing {
 struct Kind {
   const char* name;
   int format, width, planes;
-  double error;  // bound on a layer's, against the rounded weights
+  double error;  // bound on the mean layer's, against the rounded weights; on any, three times as much
 };
 
 constexpr Kind kKinds[] = {
