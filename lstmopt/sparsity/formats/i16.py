@@ -59,8 +59,8 @@ class I16:
         tiny = np.minimum(np.abs(extreme), top * scales) < SMALLEST
         columns = np.arange(values.shape[2]) % self.width
         words = np.rint((values / scales[..., None] - columns) / self.width) * self.width + columns
-        above = np.abs(words) > top[..., None]
-        words = np.where(above, words - self.width * np.sign(words), words)
+        above = np.maximum(np.abs(words) - top[..., None], 0)  # by a step or two: scales are rounded too
+        words -= np.sign(words) * np.ceil(above / self.width) * self.width
         words[gate, unit, column] = top * np.sign(extreme)
         words[(values == 0) | tiny[..., None]] = 0
         return words.astype(np.int16), np.where(tiny, 0, scales).astype(np.float32)
