@@ -6,7 +6,7 @@ DATA ?= ../shared/data
 SIZE ?= small
 export LSTMOPT_DATA ?= $(DATA)
 
-.PHONY: demo char-lm test deep lint wheel bench ptb clean
+.PHONY: demo char-lm test deep lint wheel bench bench-kernels sanitize fuzz ptb clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,26 @@ wheel: $(VENV)/installed
 
 bench: $(VENV)/installed  ## latency of the reference model in every runtime and precision
 	$(BIN)/python benchmarks/char_lm.py $(ARTIFACT)
+
+OPS := lstmopt/runtimes/ops
+KERNELS := -DLSTMOPT_OPENVINO=OFF -DLSTMOPT_ONNXRUNTIME=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo
+
+bench-kernels: $(VENV)/installed  ## sparse layers in every format against the runtimes' own
+	$(BIN)/python -m benchmarks.kernels
+
+sanitize:  ## the kernels' own tests under AddressSanitizer, UBSan and ThreadSanitizer, and a short fuzz run
+	cmake -S $(OPS) -B build/asan $(KERNELS) -DLSTMOPT_TESTS=ON -DLSTMOPT_FUZZ=ON -DLSTMOPT_SANITIZE=address,undefined
+	cmake --build build/asan
+	build/asan/test_kernels 10 && build/asan/fuzz_kernels 10
+	cmake -S $(OPS) -B build/tsan $(KERNELS) -DLSTMOPT_TESTS=ON -DLSTMOPT_SANITIZE=thread
+	cmake --build build/tsan
+	build/tsan/test_kernels 5 4
+
+FUZZ_SECONDS ?= 1200
+fuzz:  ## coverage-guided fuzzing of packed weights; needs clang
+	cmake -S $(OPS) -B build/fuzz $(KERNELS) -DCMAKE_CXX_COMPILER=clang++ -DLSTMOPT_FUZZ=ON -DLSTMOPT_SANITIZE=address,undefined
+	cmake --build build/fuzz
+	mkdir -p build/corpus && build/fuzz/fuzz_kernels -max_total_time=$(FUZZ_SECONDS) -max_len=65536 build/corpus
 
 # Large tensors are kept by the allocator: giving each back to the system costs a quarter of a training step.
 ptb: export MALLOC_MMAP_MAX_ = 0

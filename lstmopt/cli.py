@@ -481,6 +481,21 @@ def doctor(as_json: bool) -> None:
     _print(run(), as_json)
 
 
+@cli.command("build-ops")
+@click.option(
+    "-o", "--output", type=FILE, help="Folder for the libraries; by default where lstmopt looks for them."
+)
+@click.option(
+    "--openvino-dir", type=FILE, help="Folder of OpenVINOConfig.cmake; by default the installed package's."
+)
+def build_ops(output: Path | None, openvino_dir: Path | None) -> None:
+    """Builds the native ops for sparse LSTMs from their sources, for the OpenVINO that is installed."""
+    from lstmopt.runtimes.ops.build import build_ops as run
+
+    for library in run(output, openvino_dir):
+        click.echo(str(library))
+
+
 @cli.command()
 @click.option(
     "-o", "--output", type=FILE, default=Path("lstmopt-demo"), show_default=True, help="Artifact folder."

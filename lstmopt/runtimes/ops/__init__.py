@@ -1,0 +1,20 @@
+"""The native ops `SparseLSTMSequence` and `SparseMatMul` (domain ``lstmopt``): libraries and nodes.
+
+`kernels/`, `openvino/`, `onnxruntime/` are their C++ sources; what they compute is in ``docs/ops.md``.
+"""
+
+from __future__ import annotations
+
+from lstmopt.runtimes.ops.libraries import ABSENT, available, library
+from lstmopt.runtimes.ops.nodes import DOMAIN, VERSION, sparse_lstm, sparse_lstm_model, sparse_matmul
+
+__all__ = [
+    "ABSENT",
+    "DOMAIN",
+    "VERSION",
+    "available",
+    "library",
+    "sparse_lstm",
+    "sparse_lstm_model",
+    "sparse_matmul",
+]

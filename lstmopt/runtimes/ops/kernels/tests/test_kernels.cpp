@@ -1,0 +1,256 @@
+// The kernels against a double-precision reference: every format, every instruction set of this CPU.
+//
+//   test_kernels [layers a format and instruction set] [threads]
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+#include "lstmopt_kernels.h"
+#include "random_blob.h"
+#include "reference.h"
+
+namespace {
+
+using namespace testing;
+
+int failures = 0;
+
+void check(bool holds, const char* what, const std::string& where) {
+  if (holds) return;
+  std::printf("FAILED %s: %s\n", where.c_str(), what);
+  ++failures;
+}
+
+// A pool that starts a thread for each task: the worst case for races.
+size_t pool_threads = 1;
+
+void run_pool(void*, size_t count, void (*task)(void*, size_t), void* argument) {
+  std::vector<std::thread> threads;
+  for (size_t i = 1; i < count; ++i) threads.emplace_back(task, argument, i);
+  task(argument, 0);
+  for (std::thread& thread : threads) thread.join();
+}
+
+lstmopt_parallel pool() { return {run_pool, nullptr, pool_threads}; }
+
+double error(const std::vector<float>& have, const std::vector<double>& want) {
+  double off = 0, size = 1e-12;
+  for (size_t i = 0; i < want.size(); ++i) {
+    off += (have[i] - want[i]) * (have[i] - want[i]);
+    size += want[i] * want[i];
+  }
+  return std::sqrt(off / size);
+}
+
+std::vector<float> normals(Random& random, size_t count, double size = 1) {
+  std::vector<float> values(count);
+  for (float& value : values) value = float(size * normal(random));
+  return values;
+}
+
+struct Made {
+  Layer layer;
+  std::vector<uint8_t> w, r;
+  std::string names;
+  std::vector<float> alphas, betas;
+  lstmopt_lstm* object = nullptr;
+};
+
+void choose_activations(Random& random, Made& made) {
+  const char* const bounded[] = {"Sigmoid", "Tanh", "HardSigmoid", "Softsign", "ScaledTanh"};
+  const char* const any[] = {"Sigmoid", "Tanh", "HardSigmoid", "Softsign", "ScaledTanh", "Relu",
+                             "Affine", "LeakyRelu", "ThresholdedRelu", "Elu", "Softplus"};
+  const bool defaults = between(random, 0, 2) > 0;
+  for (int i = 0; i < 3 * made.layer.directions; ++i) {
+    // The gates are bounded, lest the state grows without end.
+    std::string name = defaults ? (i % 3 ? "Tanh" : "Sigmoid") : i % 3 == 2 ? any[between(random, 0, 10)] : bounded[between(random, 0, 4)];
+    double alpha = name == "LeakyRelu" ? 0.01 : name == "HardSigmoid" ? 0.2 : 1, beta = name == "HardSigmoid" ? 0.5 : name == "ScaledTanh" ? 1 : 0;
+    const bool takes_alpha = name == "LeakyRelu" || name == "HardSigmoid" || name == "ScaledTanh" || name == "Affine" ||
+                             name == "ThresholdedRelu" || name == "Elu";
+    const bool takes_beta = name == "HardSigmoid" || name == "ScaledTanh" || name == "Affine";
+    if (takes_alpha) made.alphas.push_back(float(alpha *= 0.9));
+    if (takes_beta) made.betas.push_back(float(beta *= 0.9));
+    made.layer.activations.push_back(name);
+    made.layer.alpha.push_back(takes_alpha ? made.alphas.back() : alpha);
+    made.layer.beta.push_back(takes_beta ? made.betas.back() : beta);
+    made.names += (i ? " " : "") + name;
+  }
+  if (defaults) made.names.clear();
+}
+
+Made make(Random& random, const Kind& kind) {
+  Made made;
+  Layer& layer = made.layer;
+  layer.direction = between(random, 0, 2);
+  layer.directions = layer.direction == 2 ? 2 : 1;
+  layer.hidden = between(random, 1, 140);
+  layer.input = between(random, 1, 140);
+  for (int d = 0; d < layer.directions; ++d) {
+    const Packed w = random_blob(random, kind, 4, layer.hidden, layer.input, between(random, 0, 4));
+    const Packed r = random_blob(random, kind, 4, layer.hidden, layer.hidden, between(random, 0, 4));
+    made.w.insert(made.w.end(), w.blob.begin(), w.blob.end());
+    made.r.insert(made.r.end(), r.blob.begin(), r.blob.end());
+    layer.w.push_back(w.dense);
+    layer.r.push_back(r.dense);
+  }
+  if (between(random, 0, 3)) layer.b = normals(random, layer.directions * 8 * layer.hidden, 0.3);
+  if (!between(random, 0, 3)) layer.p = normals(random, layer.directions * 3 * layer.hidden, 0.3);
+  if (!between(random, 0, 3)) layer.clip = 0.7;
+  layer.input_forget = !between(random, 0, 3);
+  choose_activations(random, made);
+  lstmopt_lstm_config config = {};
+  config.direction = layer.direction;
+  config.hidden_size = layer.hidden;
+  config.w = made.w.data(), config.w_bytes = made.w.size();
+  config.r = made.r.data(), config.r_bytes = made.r.size();
+  config.b = layer.b.empty() ? nullptr : layer.b.data(), config.b_count = layer.b.size();
+  config.p = layer.p.empty() ? nullptr : layer.p.data(), config.p_count = layer.p.size();
+  config.activations = made.names.c_str();
+  config.alpha = made.alphas.data(), config.alpha_count = made.alphas.size();
+  config.beta = made.betas.data(), config.beta_count = made.betas.size();
+  config.clip = float(layer.clip);
+  layer.clip = config.clip;
+  config.input_forget = layer.input_forget;
+  char fault[200] = "";
+  if (lstmopt_lstm_create(&config, &made.object, fault, sizeof fault)) check(false, fault, kind.name);
+  return made;
+}
+
+struct Errors {
+  double worst = 0, squares = 0;
+};
+
+void test_layer(Random& random, const Kind& kind, Errors* errors) {
+  const std::string where = std::string(lstmopt_isa()) + " " + kind.name;
+  Made made = make(random, kind);
+  const Layer& layer = made.layer;
+  const size_t D = layer.directions, H = layer.hidden, I = layer.input;
+  const size_t steps = between(random, 1, 9), batch = between(random, 1, 9);
+  const std::vector<float> x = normals(random, steps * batch * I), h0 = normals(random, D * batch * H), c0 = normals(random, D * batch * H);
+  std::vector<int32_t> lengths(batch);
+  for (int32_t& length : lengths) length = between(random, -1, int(steps) + 1);
+  const bool states = between(random, 0, 1), cut = between(random, 0, 1);
+  std::vector<float> y(steps * D * batch * H, 7), y_h(D * batch * H, 7), y_c(D * batch * H, 7);
+  lstmopt_lstm_call call = {steps, batch, x.data(), cut ? lengths.data() : nullptr, states ? h0.data() : nullptr,
+                            states ? c0.data() : nullptr, y.data(), y_h.data(), y_c.data()};
+  const lstmopt_parallel parallel = pool();
+  check(!lstmopt_lstm_run(made.object, &call, &parallel), "run", where);
+  const Result want = run(layer, int(steps), int(batch), x.data(), call.lengths, call.h0, call.c0);
+  const double off = std::fmax(error(y, want.y), std::fmax(error(y_h, want.y_h), error(y_c, want.y_c)));
+  errors->worst = std::fmax(errors->worst, off);
+  errors->squares += off * off;
+  check(off < 3 * kind.error, ("error " + std::to_string(off)).c_str(), where);
+
+  // Row by row: the very same numbers.
+  for (size_t row = 0; row < batch; ++row) {
+    std::vector<float> own_x, own_h, own_c, own_y(steps * D * H), own_y_h(D * H), own_y_c(D * H);
+    for (size_t t = 0; t < steps; ++t) own_x.insert(own_x.end(), &x[(t * batch + row) * I], &x[(t * batch + row) * I] + I);
+    for (size_t d = 0; d < D; ++d) {
+      own_h.insert(own_h.end(), &h0[(d * batch + row) * H], &h0[(d * batch + row) * H] + H);
+      own_c.insert(own_c.end(), &c0[(d * batch + row) * H], &c0[(d * batch + row) * H] + H);
+    }
+    lstmopt_lstm_call own = {steps, 1, own_x.data(), cut ? &lengths[row] : nullptr, states ? own_h.data() : nullptr,
+                             states ? own_c.data() : nullptr, own_y.data(), own_y_h.data(), own_y_c.data()};
+    lstmopt_lstm_run(made.object, &own, nullptr);
+    bool same = true;
+    for (size_t i = 0; i < steps * D; ++i) same &= !std::memcmp(&own_y[i * H], &y[(i * batch + row) * H], H * 4);
+    for (size_t d = 0; d < D; ++d) same &= !std::memcmp(&own_y_c[d * H], &y_c[(d * batch + row) * H], H * 4);
+    check(same, "a row alone differs from the same row in a batch", where);
+  }
+  lstmopt_lstm_destroy(made.object);
+}
+
+void test_product(Random& random, const Kind& kind) {
+  const std::string where = std::string(lstmopt_isa()) + " product " + kind.name;
+  const int units = between(random, 1, 200), columns = between(random, 1, 200), rows = between(random, 0, 40);
+  const Packed w = random_blob(random, kind, 1, units, columns, between(random, 0, 4));
+  const std::vector<float> b = normals(random, units), x = normals(random, size_t(rows) * columns);
+  std::vector<float> y(size_t(rows) * units, 7);
+  std::vector<double> want(y.size());
+  for (int row = 0; row < rows; ++row) {
+    for (int unit = 0; unit < units; ++unit) {
+      double sum = b[unit];
+      for (int i = 0; i < columns; ++i) sum += w.dense[size_t(unit) * columns + i] * x[size_t(row) * columns + i];
+      want[size_t(row) * units + unit] = sum;
+    }
+  }
+  lstmopt_matmul* product = nullptr;
+  char fault[200] = "";
+  if (lstmopt_matmul_create(w.blob.data(), w.blob.size(), b.data(), b.size(), &product, fault, sizeof fault)) check(false, fault, where);
+  const lstmopt_parallel parallel = pool();
+  check(!lstmopt_matmul_run(product, rows, x.data(), y.data(), &parallel), "run", where);
+  const double off = error(y, want);
+  check(off < 3 * kind.error, ("error " + std::to_string(off)).c_str(), where);
+  if (rows) {
+    std::vector<float> own(units);
+    lstmopt_matmul_run(product, 1, &x[size_t(rows - 1) * columns], own.data(), nullptr);
+    check(!std::memcmp(own.data(), &y[size_t(rows - 1) * units], size_t(units) * 4), "a row alone differs", where);
+  }
+  lstmopt_matmul_destroy(product);
+}
+
+// Several threads call one layer at once.
+void test_sharing(Random& random, const Kind& kind) {
+  Made made = make(random, kind);
+  const Layer& layer = made.layer;
+  const size_t steps = 5, batch = 3;
+  const std::vector<float> x = normals(random, steps * batch * layer.input);
+  std::vector<std::vector<float>> results(4, std::vector<float>(steps * layer.directions * batch * layer.hidden));
+  std::vector<std::thread> threads;
+  for (std::vector<float>& y : results) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 5; ++i) {
+        lstmopt_lstm_call call = {steps, batch, x.data(), nullptr, nullptr, nullptr, y.data(), nullptr, nullptr};
+        const lstmopt_parallel parallel = pool();
+        lstmopt_lstm_run(made.object, &call, i % 2 ? &parallel : nullptr);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const std::vector<float>& y : results) check(y == results[0], "threads differ", kind.name);
+  lstmopt_lstm_destroy(made.object);
+}
+
+// Numbers that are not finite come out as NaN, and stay in their row.
+void test_not_finite(Random& random, const Kind& kind) {
+  const std::string where = std::string(lstmopt_isa()) + " " + kind.name;
+  const int columns = 70, units = 40;
+  const Packed w = random_blob(random, kind, 1, units, columns, 3);
+  lstmopt_matmul* product = nullptr;
+  lstmopt_matmul_create(w.blob.data(), w.blob.size(), nullptr, 0, &product, nullptr, 0);
+  for (const float bad : {INFINITY, -INFINITY, NAN}) {
+    std::vector<float> x = normals(random, 3 * columns), y(3 * units);
+    for (int i = 0; i < columns; ++i) x[columns + i] = bad;
+    lstmopt_matmul_run(product, 3, x.data(), y.data(), nullptr);
+    for (int i = 0; i < units; ++i) check(std::isfinite(y[i]) && std::isfinite(y[2 * units + i]), "NaN spread", where);
+    if (kind.format != 1) check(std::isnan(y[units]), "NaN was lost", where);
+  }
+  lstmopt_matmul_destroy(product);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const int layers = count > 1 ? std::atoi(arguments[1]) : 30;
+  pool_threads = count > 2 ? size_t(std::atoi(arguments[2])) : 1;
+  for (size_t isa = 0; isa < lstmopt_isa_count(); ++isa) {
+    if (lstmopt_set_isa(lstmopt_isa_name(isa))) {
+      std::printf("%-12s not on this CPU\n", lstmopt_isa_name(isa));
+      continue;
+    }
+    for (const Kind& kind : kKinds) {
+      Random random(7);
+      Errors errors;
+      for (int i = 0; i < layers; ++i) test_layer(random, kind, &errors);
+      const double mean = std::sqrt(errors.squares / layers);
+      check(mean < kind.error, "the mean error", std::string(lstmopt_isa()) + " " + kind.name);
+      for (int i = 0; i < layers && kind.format != 4; ++i) test_product(random, kind);
+      for (int i = 0; i < (layers + 9) / 10; ++i) test_sharing(random, kind);
+      if (kind.format != 4) test_not_finite(random, kind);
+      std::printf("%-12s %-11s mean error %.2e, worst %.2e\n", lstmopt_isa(), kind.name, mean, errors.worst);
+    }
+  }
+  std::printf(failures ? "%d FAILED\n" : "all passed\n", failures);
+  return failures != 0;
+}

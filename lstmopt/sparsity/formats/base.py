@@ -1,0 +1,96 @@
+"""What a format is, and what all of them share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from lstmopt.sparsity.formats.blob import Parts
+
+Array = npt.NDArray[Any]
+
+LANES = 16
+"""Units of a panel: the 32-bit lanes of a 512-bit register."""
+
+LARGEST = 2.0**100
+"""Largest magnitude of a weight: scales and products of larger ones would leave the range of f32."""
+
+SMALLEST = 2.0**-100
+"""What is smaller becomes zero, for the same reason: a weight of f32, a row of the others."""
+
+
+class Format(Protocol):
+    """One way to pack a matrix."""
+
+    @property
+    def name(self) -> str:
+        """What the formats are called everywhere."""
+
+    @property
+    def width(self) -> int:
+        """Columns of a bank."""
+
+    @property
+    def step(self) -> int:
+        """Entries of a row and bank are stored in multiples of it."""
+
+    @property
+    def bytes_per_nonzero(self) -> float:
+        """Where the mask fits the pattern."""
+
+    @property
+    def error(self) -> float:
+        """Bound on a layer's error, root mean square over the output's, against the unrounded weights."""
+
+    def round_weights(self, matrix: Array) -> Array:
+        """Returns the nearest dense weights, f32, that the packed form stands for exactly.
+
+        Rounding twice changes nothing, so packing a model's rounded weights packs those very weights.
+
+        Args:
+            matrix: ``[gates, units, columns]``, its zeros the mask.
+        """
+
+    def pack(self, matrix: Array) -> bytes:
+        """Returns the packed form of the rounded weights.
+
+        Args:
+            matrix: ``[gates, units, columns]``, its zeros the mask.
+        """
+
+    def packed_bytes(self, mask: Array) -> int:
+        """Returns how many bytes a mask costs, padding included."""
+
+    def owns(self, parts: Parts) -> bool:
+        """Whether packed weights are of this format."""
+
+    def decode(self, parts: Parts) -> Array:
+        """Returns the dense weights, ``[gates, units, columns]``."""
+
+
+def checked(matrix: Array) -> Array:
+    """Returns a matrix in f32.
+
+    Raises:
+        ValueError: its shape, or a weight is not finite or too large.
+    """
+    if matrix.ndim != 3 or matrix.shape[0] not in (1, 4) or not matrix.size:
+        raise ValueError(f"a matrix of shape {matrix.shape}, expected [1 or 4, units, columns]")
+    values = np.array(matrix, dtype=np.float32)
+    if not (np.abs(values) <= LARGEST).all():
+        raise ValueError("a weight is not finite, or above 2^100")
+    return values
+
+
+def significant(values: Array, bits: int) -> Array:
+    """Rounds to so many significant bits.
+
+    Scales are rounded so that scale times word is exact in f32: the dense weights then stand for the
+    packed ones to the last bit, and the scale can be found again from them.
+    """
+    mantissa, exponent = np.frexp(values.astype(np.float64))
+    rounded: Array = np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits)
+    return rounded

@@ -1,0 +1,160 @@
+"""Random sparse layers, a double-precision LSTM, and both runtimes with our ops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from lstmopt.rnn.cells import LSTM
+from lstmopt.rnn.weights import RnnWeights
+from lstmopt.rnn.writer import rnn_model
+from lstmopt.runtimes.ops import library, sparse_lstm_model
+from lstmopt.sparsity.formats import Format
+
+Array = np.ndarray[Any, Any]
+ACTIVATIONS = {
+    "Sigmoid": lambda x, a, b: 1 / (1 + np.exp(-x)),
+    "Tanh": lambda x, a, b: np.tanh(x),
+    "Relu": lambda x, a, b: np.maximum(x, 0),
+    "Affine": lambda x, a, b: a * x + b,
+    "LeakyRelu": lambda x, a, b: np.where(x < 0, a * x, x),
+    "ThresholdedRelu": lambda x, a, b: np.where(x >= a, x, 0),
+    "ScaledTanh": lambda x, a, b: a * np.tanh(b * x),
+    "HardSigmoid": lambda x, a, b: np.clip(a * x + b, 0, 1),
+    "Elu": lambda x, a, b: np.where(x >= 0, x, a * np.expm1(np.minimum(x, 0))),
+    "Softsign": lambda x, a, b: x / (1 + np.abs(x)),
+    "Softplus": lambda x, a, b: np.log1p(np.exp(x)),
+}
+WITH_ALPHA = {"Affine", "LeakyRelu", "ThresholdedRelu", "ScaledTanh", "HardSigmoid", "Elu"}
+WITH_BETA = {"Affine", "ScaledTanh", "HardSigmoid"}
+
+
+def random_layer(
+    rng: np.random.Generator,
+    item: Format | None = None,
+    *,
+    hidden: int = 0,
+    inputs: int = 0,
+    density: float = 0.2,
+    plain: bool = False,
+) -> RnnWeights:
+    """Returns a layer of sparse weights, rounded to a format where one is given."""
+    hidden, inputs = hidden or int(rng.integers(1, 90)), inputs or int(rng.integers(1, 90))
+    direction = "forward" if plain else str(rng.choice(["forward", "reverse", "bidirectional"]))
+    directions = 2 if direction == "bidirectional" else 1
+
+    def matrix(columns: int) -> Array:
+        values = rng.standard_normal((directions, 4, hidden, columns)) / np.sqrt(density * columns + 1)
+        shape = (directions, 1, hidden, columns) if item and item.name == "i8-shared" else values.shape
+        values = (values * (rng.random(shape) < density)).astype(np.float32)
+        return np.stack([item.round_weights(each) for each in values]) if item else values
+
+    options: dict[str, Any] = {}
+    if not plain:
+        if rng.random() < 0.3:
+            options["p"] = (0.3 * rng.standard_normal((directions, 3, hidden))).astype(np.float32)
+        if rng.random() < 0.3:
+            options["clip"] = 0.75
+        options["input_forget"] = bool(rng.random() < 0.2)
+    bias = (0.3 * rng.standard_normal((directions, 2, 4, hidden))).astype(np.float32)
+    return RnnWeights(LSTM, direction, matrix(inputs), matrix(hidden), bias, **options)
+
+
+def feeds(rng: np.random.Generator, weights: RnnWeights, steps: int, batch: int) -> dict[str, Array]:
+    """Returns an input and initial states for `sparse_lstm_model(states=True)`."""
+    state = weights.num_directions, batch, weights.hidden_size
+    return {
+        "x": rng.standard_normal((steps, batch, weights.input_size)).astype(np.float32),
+        "h_0": (0.5 * rng.standard_normal(state)).astype(np.float32),
+        "c_0": (0.5 * rng.standard_normal(state)).astype(np.float32),
+    }
+
+
+def double_lstm(
+    weights: RnnWeights, x: Array, h_0: Array, c_0: Array, lengths: Array | None = None
+) -> list[Array]:
+    """Returns Y, Y_h, Y_c as ONNX specifies them, in double precision."""
+    steps, batch, _ = x.shape
+    directions, hidden = weights.num_directions, weights.hidden_size
+    ends = np.full(batch, steps) if lengths is None else np.clip(lengths, 0, steps)
+    bound = np.inf if weights.clip is None else weights.clip
+    names = weights.activations or LSTM.activations * directions
+    alphas, betas = list(weights.activation_alpha), list(weights.activation_beta)
+    functions = []
+    for name in names:
+        a = alphas.pop(0) if name in WITH_ALPHA and alphas else 1.0
+        b = betas.pop(0) if name in WITH_BETA and betas else 0.0
+        functions.append(lambda value, f=ACTIVATIONS[name], a=a, b=b: f(value, a, b))
+    y = np.zeros((steps, directions, batch, hidden))
+    h, c = h_0.astype(np.float64), c_0.astype(np.float64)
+    for d in range(directions):
+        f, g, last = functions[3 * d : 3 * d + 3]
+        bias = 0.0 if weights.b is None else weights.b[d].astype(np.float64).sum(axis=0)
+        p = np.zeros((3, hidden)) if weights.p is None else weights.p[d].astype(np.float64)
+        w, r = weights.w[d].astype(np.float64), weights.r[d].astype(np.float64)
+        backward = weights.direction == "reverse" or d == 1
+        for row in range(batch):
+            for step in range(ends[row]):
+                t = ends[row] - 1 - step if backward else step
+                i, o, forget, cell = w @ x[t, row] + r @ h[d, row] + bias
+                i = f(np.clip(i + p[0] * c[d, row], -bound, bound))
+                forget = (
+                    1 - i if weights.input_forget else f(np.clip(forget + p[2] * c[d, row], -bound, bound))
+                )
+                c[d, row] = forget * c[d, row] + i * g(np.clip(cell, -bound, bound))
+                h[d, row] = f(np.clip(o + p[1] * c[d, row], -bound, bound)) * last(c[d, row])
+                y[t, d, row] = h[d, row]
+    return [y, h, c]
+
+
+def error(have: Array, want: Array) -> float:
+    """Returns the root mean square of the difference over that of the right values."""
+    return float(np.sqrt(np.mean((have - want) ** 2) / max(np.mean(np.square(want)), 1e-30)))
+
+
+def save_sparse(path: Path, weights: RnnWeights, item: Format, **options: Any) -> Path:
+    """Writes a model of one layer with our op."""
+    packed = [[item.pack(each) for each in matrix] for matrix in weights.matrices]
+    ir.save(sparse_lstm_model(weights, *packed, **options), path)
+    return path
+
+
+def save_dense(path: Path, weights: RnnWeights) -> Path:
+    """Writes a model of one layer with ONNX's op."""
+    ir.save(rnn_model(weights, states=True), path)
+    return path
+
+
+def ort_session(path: Path | str, ours: bool = True) -> Any:
+    """Returns an ONNX Runtime session, with our ops where wanted."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    if ours:
+        options.register_custom_ops_library(str(library("onnxruntime")))
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def ov_core() -> Any:
+    """Returns an OpenVINO core with our ops."""
+    import openvino as ov
+
+    core = ov.Core()
+    core.add_extension(str(library("openvino")))
+    return core
+
+
+def ov_compile(path: Path, **settings: str) -> Any:
+    """Returns a compiled model, in f32 unless told otherwise."""
+    return ov_core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32", **settings})
+
+
+def ov_run(compiled: Any, given: dict[str, Array]) -> list[Array]:
+    """Returns the outputs in order."""
+    results = compiled(given)
+    return [np.array(results[port]) for port in compiled.outputs]
