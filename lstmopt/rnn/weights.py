@@ -88,3 +88,8 @@ class RnnWeights:
     def nonzero_parameters(self) -> int:
         """Entries of W and R that are not zero."""
         return sum(int(np.count_nonzero(array)) for array in self.matrices)
+
+    @property
+    def has_default_activations(self) -> bool:
+        """Whether the activations are the cell's defaults, named or not."""
+        return self.activations in ((), self.cell.activations * self.num_directions)
