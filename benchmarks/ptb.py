@@ -36,7 +36,7 @@ from lstmopt.tasks.lm import LanguageModelling
 from models.ptb.data import Words, data_folder, read
 
 PUBLISHED, SAME_RECIPE = "dense, published recipe", "dense, same recipe"
-COMPRESSIONS = (16, 32, 8, 4, 64)
+COMPRESSIONS = (4, 8, 16, 32, 64)
 WHOLE = 16
 """Compression of the row whose decoder is pruned too."""
 
