@@ -116,7 +116,7 @@ class Export:
             write_golden(folder / "golden.safetensors", golden)
             (folder / "run.py").write_text(run_script(), encoding="utf-8")
             reporting.write_latency(folder / "latency", state.tables)
-            written = _at(folder, entries[0])
+            written = entries[0].inside(folder)
             again = publishing.measured_again(state, chosen, written, model, self.rounds)
             published, shipped = publishing.published(state.candidates, chosen, written, again)
             if shipped.name != ORIGINAL and again.trusted and publishing.overtaken(published, shipped, again):
@@ -162,16 +162,6 @@ def _measured_before(state: State, again: Sequence[Candidate]) -> tuple[Candidat
     (now,) = (c for c in peers_of(again) if c.title == best.title)
     factor = now.latency.median / best.latency.median
     return tuple(scaled(candidate, factor) for candidate in others)
-
-
-def _at(folder: Path, entry: Deployment) -> Deployment:
-    """Returns an entry of the manifest as it lies in a folder."""
-    return entry.model_copy(
-        update={
-            "file": folder / entry.file,
-            "libraries": tuple(folder / library for library in entry.libraries),
-        }
-    )
 
 
 def _contenders(state: State) -> dict[str, ir.Model]:

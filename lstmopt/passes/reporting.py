@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lstmopt import measure
-from lstmopt.keys import versions as versions
+from lstmopt.keys import versions
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes.candidates import NOISE, ORIGINAL, Candidate, best_peer, fastest_f32, key
 from lstmopt.report.plots import Curve

@@ -55,12 +55,4 @@ class Manifest(Document):
         Args:
             folder: the artifact.
         """
-        return tuple(
-            entry.model_copy(
-                update={
-                    "file": folder / entry.file,
-                    "libraries": tuple(folder / library for library in entry.libraries),
-                }
-            )
-            for entry in self.deploy
-        )
+        return tuple(entry.inside(folder) for entry in self.deploy)

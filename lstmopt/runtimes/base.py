@@ -38,6 +38,15 @@ class Deployment(BaseModel):
     libraries: tuple[Path, ...] = ()
     input_shapes: dict[str, tuple[int | str, ...]] = {}
 
+    def inside(self, folder: Path) -> Deployment:
+        """Returns an entry of an artifact's manifest with paths that open from anywhere.
+
+        Args:
+            folder: the artifact.
+        """
+        libraries = tuple(folder / library for library in self.libraries)
+        return self.model_copy(update={"file": folder / self.file, "libraries": libraries})
+
 
 @dataclass(frozen=True)
 class TensorInfo:
