@@ -59,8 +59,8 @@ fuzz:  ## coverage-guided fuzzing of packed weights; needs clang
 	mkdir -p build/corpus && build/fuzz/fuzz_kernels -max_total_time=$(FUZZ_SECONDS) -max_len=65536 build/corpus
 
 # Large tensors are kept by the allocator: giving each back to the system costs a quarter of a training step.
-ptb: export MALLOC_MMAP_MAX_ = 0
-ptb: export MALLOC_TRIM_THRESHOLD_ = 4000000000
+ptb char-lm: export MALLOC_MMAP_MAX_ = 0
+ptb char-lm: export MALLOC_TRIM_THRESHOLD_ = 4000000000
 ptb: $(VENV)/installed  ## Penn Treebank, resumable; SIZE=small
 	$(BIN)/python -m benchmarks.ptb --size $(SIZE)
 

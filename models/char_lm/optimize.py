@@ -17,8 +17,8 @@ from lstmopt.report.schema import Report
 from lstmopt.report.text import result_table
 
 TRAINING_SECONDS = 75 * 60.0
-COMPRESSION = 10.5
-SCALES = (0.74, 0.86)
+COMPRESSION = 10.2
+SCALES = (0.82,)
 
 
 def main() -> None:
