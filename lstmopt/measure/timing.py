@@ -84,6 +84,7 @@ def compare(
     block_ms: float = 20.0,
     cold: bool = False,
     attempts: int = ATTEMPTS,
+    processes: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -98,6 +99,7 @@ def compare(
             in the caches.
         cold: whether the caches are emptied before each call.
         attempts: how often at most; see below.
+        processes: worker processes of each candidate; None takes 2 to 4, fewer where there are many.
         seed: of the order of the candidates.
         progress: told how far it is.
 
@@ -114,7 +116,7 @@ def compare(
     with machine_lock(progress):
         for attempt in range(attempts):
             result = _attempt(
-                candidates, threads, rounds * 2**attempt, block_ms, cold, seed + attempt, progress
+                candidates, threads, rounds * 2**attempt, block_ms, cold, processes, seed + attempt, progress
             )
             if result.trusted:
                 break
@@ -122,12 +124,13 @@ def compare(
 
 
 def _attempt(
-    candidates: Sequence[Candidate], threads: int, rounds: int, block_ms: float, cold: bool, seed: int,
-    progress: Progress | None,
+    candidates: Sequence[Candidate], threads: int, rounds: int, block_ms: float, cold: bool,
+    processes: int | None, seed: int, progress: Progress | None,
 ) -> Comparison:  # fmt: skip
     rng = np.random.default_rng(seed)
     discarded, disturbed = 0, False
-    processes = COLD_PROCESSES if cold else int(np.clip(WORKERS // (len(candidates) + 1), *PROCESSES))
+    if processes is None:
+        processes = COLD_PROCESSES if cold else int(np.clip(WORKERS // (len(candidates) + 1), *PROCESSES))
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder, ExitStack() as stack:
         groups: list[list[Worker]] = []
         for index, candidate in enumerate([*candidates, candidates[0]]):  # the last is the first's twin

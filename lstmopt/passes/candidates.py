@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lstmopt import keys, measure
 from lstmopt.errors import LstmoptError
+from lstmopt.passes.formats import Chooser, build_sparse, is_sparse
 from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.reader import find_rnns
@@ -51,6 +52,7 @@ class Candidate(BaseModel):
         hidden_sizes: hidden size of each recurrent layer, by name.
         parameters: entries of W and R of the recurrent layers.
         nonzero_parameters: those that are not zero.
+        formats: format of each layer and product that runs as a sparse op, by name.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -65,6 +67,7 @@ class Candidate(BaseModel):
     hidden_sizes: dict[str, int]
     parameters: int
     nonzero_parameters: int
+    formats: dict[str, str] = {}
 
     @property
     def title(self) -> str:
@@ -74,16 +77,27 @@ class Candidate(BaseModel):
 
 @dataclass(frozen=True)
 class Built:
-    """A model as each runtime loads it, and why some could not be built."""
+    """A model as each runtime loads it, and why some could not be built.
+
+    Attributes:
+        name: what its candidates are called.
+        model: the graph.
+        deployments: one a runtime and precision.
+        notes: on those that could not be built.
+        formats: format of each place that runs as a sparse op, by runtime and precision.
+    """
 
     name: str
     model: ir.Model
     deployments: tuple[Deployment, ...]
     notes: tuple[str, ...]
+    formats: Mapping[tuple[str, str], dict[str, str]] = field(default_factory=dict)
 
 
 def build(name: str, model: ir.Model, target: Target, folder: Path) -> Built:
     """Writes a model for every runtime x precision that the target allows and this machine can run.
+
+    Sparse ops are built where they are faster than dense kernels for some of the weights.
 
     Args:
         name: what the candidates are called.
@@ -100,6 +114,9 @@ def build(name: str, model: ir.Model, target: Target, folder: Path) -> Built:
     save_model(model, source)
     deployments: list[Deployment] = []
     notes: list[str] = []
+    formats: dict[tuple[str, str], dict[str, str]] = {}
+    chooser = Chooser(target)
+    feeds = heaviest_call(model, target, 0)
     for wanted in target.runtimes:
         engine = runtime(wanted.runtime)
         status = engine.status()
@@ -109,8 +126,16 @@ def build(name: str, model: ir.Model, target: Target, folder: Path) -> Built:
         for precision in wanted.precisions:
             if precision not in engine.precisions():
                 continue
+            beside = place / f"{wanted.runtime}-{precision}"
             try:
-                deployments.append(engine.build(source, precision, place / f"{wanted.runtime}-{precision}"))
+                if not is_sparse(precision):
+                    deployments.append(engine.build(source, precision, beside))
+                elif chosen := chooser.choose(model, feeds, wanted.runtime, precision):
+                    if chosen in (formats.get((wanted.runtime, other)) for other in wanted.precisions):
+                        continue  # a less exact precision allows nothing that is faster
+                    made = build_sparse(model, wanted.runtime, chosen, precision, target.threads, beside)
+                    deployments.append(made)
+                    formats[wanted.runtime, precision] = chosen
             except LstmoptError as error:
                 notes.append(f"{name} in {wanted.runtime} {precision} was left out: {error.fault}")
     if not deployments:
@@ -120,7 +145,7 @@ def build(name: str, model: ir.Model, target: Target, folder: Path) -> Built:
             + ("; ".join(notes) or "none of its precisions runs on this machine"),
             "see lstmopt doctor",
         )
-    return Built(name, model, tuple(deployments), tuple(notes))
+    return Built(name, model, tuple(deployments), tuple(notes), formats)
 
 
 def timing_calls(model: ir.Model, target: Target, seed: int) -> list[tuple[float, Feeds]]:
@@ -212,7 +237,7 @@ def _evaluation_key(deployment: Deployment, state: State, part: Dataset, referen
     for item in (deployment, reference):
         if item is not None:
             digest.update(repr((item.runtime, item.precision, sorted(item.settings.items()))).encode())
-            for path in sorted(item.file.parent.glob(f"{item.file.stem}.*")):
+            for path in sorted((*item.file.parent.glob(f"{item.file.stem}.*"), *item.libraries)):
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -289,6 +314,7 @@ def assess(builds: Sequence[Built], comparison: measure.Comparison, state: State
                     hidden_sizes={name: item.hidden_size for name, item in weights.items()},
                     parameters=sum(item.parameters for item in weights.values()),
                     nonzero_parameters=sum(item.nonzero_parameters for item in weights.values()),
+                    formats=built.formats.get((deployment.runtime, deployment.precision), {}),
                 )
             )
     return tuple(found)

@@ -27,6 +27,7 @@ from lstmopt.passes.candidates import (
     scaled,
     shippable,
 )
+from lstmopt.passes.sparse_ops import RoundWeights
 from lstmopt.passes.verify import artifact_checks, contract_check
 from lstmopt.report.folder import manifest_files, write_artifact_folder
 from lstmopt.report.golden import Golden, play, write_golden
@@ -34,6 +35,7 @@ from lstmopt.report.html import render_html
 from lstmopt.report.runner import run_script
 from lstmopt.report.schema import Manifest, Report, StateRecord
 from lstmopt.rnn.files import save_model
+from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes import open_session
 from lstmopt.runtimes.base import Deployment
@@ -111,8 +113,16 @@ class Export:
                 name: array.shape for name, array in heaviest_call(model, state.target, state.seed).items()
             }
             placed = _place_files(folder, model, deployed, shapes)
+            if chosen.formats:
+                # Its weights are rounded: what was measured in f32 was not this file.
+                placed = [
+                    (entry, candidate)
+                    for entry, candidate in placed
+                    if entry.file.name != entry.file.as_posix()
+                    or contract_check(state, entry.inside(folder)).passed
+                ]
             entries = [entry for entry, _ in placed]
-            golden = _golden(state, model, [candidate for _, candidate in placed])
+            golden = _golden(state, model, [entry.inside(folder) for entry in entries])
             write_golden(folder / "golden.safetensors", golden)
             (folder / "run.py").write_text(run_script(), encoding="utf-8")
             reporting.write_latency(folder / "latency", state.tables)
@@ -216,37 +226,43 @@ def _place_files(
 ) -> list[tuple[Deployment, Candidate]]:
     """Writes the model files; returns what is deployed, best first.
 
-    Paths are inside the artifact, and input shapes those of the call that was timed.
+    Paths are inside the artifact, and input shapes those of the call that was timed. ``model.onnx`` has the
+    weights that the best one's sparse ops compute with.
     """
-    save_model(model, folder / "model.onnx")
+    save_model(rewrite(model, RoundWeights(deployed[0].formats)), folder / "model.onnx")
     entries: list[tuple[Deployment, Candidate]] = []
-    places: dict[str, Path] = {}
+    placed: dict[str, Candidate] = {}
     for candidate in deployed:
         deployment = candidate.deployment
-        place = places.get(deployment.runtime)
-        if deployment.runtime == "openvino" or place is None:
-            place = folder / deployment.runtime / deployment.file.name
-            if deployment.runtime not in places:
-                _copy(deployment.file, place)
-            places[deployment.runtime] = place
-        else:
+        place = folder / deployment.runtime
+        first = placed.setdefault(deployment.runtime, candidate)
+        if first is candidate:
+            _copy(deployment, place)
+        elif deployment.runtime == "openvino" and not (first.formats or candidate.formats):
+            pass  # one file serves both: the precision is a setting
+        elif deployment.runtime == "onnxruntime" and deployment.precision == "f32":
             # A runtime's folder holds its fastest precision; model.onnx is there for f32.
-            if deployment.precision != "f32":
-                continue
-            place = folder / "model.onnx"
-        changes = {"file": place.relative_to(folder), "input_shapes": shapes}
+            place = folder
+        else:
+            continue
+        changes = {
+            "file": (place / deployment.file.name).relative_to(folder),
+            "libraries": tuple((place / path.name).relative_to(folder) for path in deployment.libraries),
+            "input_shapes": shapes,
+        }
         entries.append((deployment.model_copy(update=changes), candidate))
     return entries
 
 
-def _copy(source: Path, place: Path) -> None:
-    """Copies a model file and the weights beside it."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    for path in source.parent.glob(f"{source.stem}.*"):
-        shutil.copyfile(path, place.parent / path.name)
+def _copy(deployment: Deployment, place: Path) -> None:
+    """Copies a model file, the weights beside it and its libraries into a folder."""
+    place.mkdir(parents=True, exist_ok=True)
+    file = deployment.file
+    for path in (*file.parent.glob(f"{file.stem}.*"), *deployment.libraries):
+        shutil.copyfile(path, place / path.name)
 
 
-def _golden(state: State, model: ir.Model, deployed: list[Candidate]) -> Golden:
+def _golden(state: State, model: ir.Model, deployed: list[Deployment]) -> Golden:
     """Records what the original and each deployment answer to the same calls, states fed back."""
     pairs = [(pair.input, pair.output) for pair in state_pairs(model)]
     sources = {source for source, _ in pairs}
@@ -269,5 +285,5 @@ def _golden(state: State, model: ir.Model, deployed: list[Candidate]) -> Golden:
     return Golden(
         inputs=tuple(inputs),
         original=recorded(original_deployment(state), of_original),
-        optimized=tuple(recorded(candidate.deployment, inputs) for candidate in deployed),
+        optimized=tuple(recorded(deployment, inputs) for deployment in deployed),
     )

@@ -94,7 +94,7 @@ def report(
             metric=Metric(name=state.task.metric, original=reference, optimized=chosen.metric),
         ),
         ratios=Ratios.of(_speedup(comparison, f32, own), _speedup(comparison, best, own), before, after),
-        lstms=_lstms(state, model),
+        lstms=_lstms(state, model, chosen),
         contract=Contract(
             kind="labels" if state.labelled else "fidelity",
             metric=_loss_name(state),
@@ -157,7 +157,7 @@ def _bytes(candidate: Candidate) -> int:
     return sum(path.stat().st_size for path in file.parent.glob(f"{file.stem}.*"))
 
 
-def _lstms(state: State, model: ir.Model) -> tuple[LstmRecord, ...]:
+def _lstms(state: State, model: ir.Model, chosen: Candidate) -> tuple[LstmRecord, ...]:
     before = {layer.name: layer.weights for layer in find_rnns(state.original) if layer.weights is not None}
     records = []
     for layer in find_rnns(model):
@@ -172,6 +172,7 @@ def _lstms(state: State, model: ir.Model) -> tuple[LstmRecord, ...]:
                 pattern="dense" if density > 0.999 else state.pattern,
                 density=density,
                 input_size=HiddenSize(before=old.input_size, after=new.input_size),
+                format=chosen.formats.get(layer.name, "dense"),
             )
         )
     return tuple(records)

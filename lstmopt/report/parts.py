@@ -205,6 +205,7 @@ class LstmRecord(Frozen):
         pattern: which weights may be non-zero, "dense" where all.
         density: share of W and R that is not zero.
         input_size: before and after, where known.
+        format: how its weights are packed for the sparse op, "dense" where it runs as a dense one.
     """
 
     name: str
@@ -212,6 +213,7 @@ class LstmRecord(Frozen):
     pattern: str = "dense"
     density: float = Field(1.0, ge=0, le=1)
     input_size: HiddenSize | None = None
+    format: str = "dense"
 
 
 class Contract(Frozen):

@@ -27,7 +27,10 @@ except ImportError:
     print("error: numpy: not installed; pip install numpy", file=sys.stderr)
     sys.exit(2)
 
-TOLERANCES = {"f32": 1e-3, "f16": 1e-2, "bf16": 3e-2, "int8": 5e-2}
+TOLERANCES = {
+    "f32": 1e-3, "f16": 1e-2, "bf16": 3e-2, "int8": 5e-2,
+    "sparse-f32": 1e-3, "sparse-i16": 1e-2, "sparse-i8": 5e-2,
+}  # fmt: skip
 """Root mean square difference from the recorded outputs, over their root mean square, by precision.
 
 Between two machines f32 differs by 1e-5 a window; differences grow where states are fed back."""

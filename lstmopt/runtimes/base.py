@@ -13,6 +13,12 @@ from pydantic import BaseModel, ConfigDict
 
 from lstmopt.errors import LstmoptError
 
+SPARSE = "sparse-"
+"""How precisions begin in which layers and products run as our sparse ops; the rest is the format's name."""
+
+SPARSE_PRECISIONS = (f"{SPARSE}f32", f"{SPARSE}i16", f"{SPARSE}i8")
+"""Those that are tried: each allows every format that is as exact."""
+
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 
@@ -23,7 +29,7 @@ class Deployment(BaseModel):
     Attributes:
         runtime: "openvino" or "onnxruntime".
         file: what the runtime loads.
-        precision: "f32", "bf16" or "int8".
+        precision: "f32", "bf16", "int8", or "sparse-" and a format of our ops.
         settings: what to pass to the runtime.
         libraries: extension libraries that it needs.
         input_shapes: shape of each input; a name where the size is dynamic.
@@ -115,8 +121,8 @@ class Runtime(Protocol):
         """Writes what it loads into a folder.
 
         Args:
-            model_file: an ONNX file.
-            precision: one of `precisions`.
+            model_file: an ONNX file; for a sparse precision one with our ops.
+            precision: one of `precisions`, or "sparse-" and any format.
             folder: where the files go; it is made.
 
         Returns:

@@ -16,6 +16,8 @@ import numpy as np
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.execution import first_line
 from lstmopt.runtimes.base import (
+    SPARSE,
+    SPARSE_PRECISIONS,
     Array,
     Deployment,
     Feeds,
@@ -25,6 +27,7 @@ from lstmopt.runtimes.base import (
     declared_shapes,
     read_graph,
 )
+from lstmopt.runtimes.ops.libraries import available, copy_library
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 """Distributions of the one module."""
@@ -133,11 +136,11 @@ class OnnxRuntime:
         return RuntimeStatus(self.name, False, "", (), "not installed: pip install onnxruntime")
 
     def precisions(self) -> tuple[str, ...]:
-        """Returns f32 and int8, which every CPU runs."""
-        return ("f32", "int8")
+        """Returns f32 and int8, which every CPU runs, and the sparse ops' where they were built."""
+        return ("f32", "int8", *(SPARSE_PRECISIONS if available(self.name) else ()))
 
     def build(self, model_file: Path, precision: str, folder: Path) -> Deployment:
-        """Copies the model (f32) or quantises its weights to int8.
+        """Copies the model (f32, sparse ops) or quantises its weights to int8.
 
         Raises:
             LstmoptError: the model cannot be quantised, or the precision is another.
@@ -145,7 +148,10 @@ class OnnxRuntime:
         graph = read_graph(model_file)
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "model.onnx"
-        if precision == "f32":
+        libraries: tuple[Path, ...] = ()
+        if precision.startswith(SPARSE):
+            libraries = (copy_library(self.name, folder),)
+        if precision == "f32" or libraries:
             _copy(model_file, graph, file)
         elif precision == "int8":
             _quantize(model_file, file)
@@ -158,6 +164,7 @@ class OnnxRuntime:
             file=file,
             precision=precision,
             settings={"session.intra_op.allow_spinning": "0"},
+            libraries=libraries,
             input_shapes=declared_shapes(graph),
         )
 

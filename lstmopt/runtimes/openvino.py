@@ -16,6 +16,8 @@ import numpy as np
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.execution import first_line
 from lstmopt.runtimes.base import (
+    SPARSE,
+    SPARSE_PRECISIONS,
     Array,
     Deployment,
     Feeds,
@@ -25,6 +27,7 @@ from lstmopt.runtimes.base import (
     declared_shapes,
     read_graph,
 )
+from lstmopt.runtimes.ops.libraries import available, copy_library
 
 HINTS = {"f32": "f32", "bf16": "bf16"}
 NO_INT8 = "no int8: NNCF 3.4 compresses weights without LSTMSequence, and its quantisation breaks the outputs"
@@ -127,10 +130,11 @@ class OpenVino:
         return RuntimeStatus(self.name, True, number, precisions, reason)
 
     def precisions(self) -> tuple[str, ...]:
-        """Returns f32, and bf16 where the CPU has instructions for it; nothing where it is not installed."""
+        """Returns f32, bf16 where the CPU has it, the sparse ops' where built; nothing if not installed."""
         if find_spec("openvino") is None:
             return ()
-        return ("f32", "bf16") if "BF16" in _capabilities() else ("f32",)
+        dense = ("f32", "bf16") if "BF16" in _capabilities() else ("f32",)
+        return (*dense, *(SPARSE_PRECISIONS if available(self.name) else ()))
 
     def build(self, model_file: Path, precision: str, folder: Path) -> Deployment:
         """Writes ``model.xml`` and ``model.bin``; weights stay f32, the precision is a setting.
@@ -143,16 +147,18 @@ class OpenVino:
         except ImportError as error:
             raise LstmoptError("openvino", "not installed", "pip install openvino") from error
 
-        if precision not in HINTS:
+        sparse = precision.startswith(SPARSE)
+        if precision not in HINTS and not sparse:
             raise LstmoptError(
                 f"precision {precision}", f"OpenVINO does not run it here ({NO_INT8})", "use f32"
             )
         graph = read_graph(model_file)
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "model.xml"
+        libraries: tuple[Path, ...] = (copy_library(self.name, folder),) if sparse else ()
         try:
             with _without_commas(model_file) as path:
-                model = ov.convert_model(str(path))
+                model = _read_sparse(path, libraries[0]) if sparse else ov.convert_model(str(path))
             _name_ports(model, graph)
             ov.save_model(model, str(file), compress_to_fp16=False)
         except Exception as error:  # noqa: BLE001 - as above
@@ -165,7 +171,8 @@ class OpenVino:
             runtime=self.name,
             file=file,
             precision=precision,
-            settings={"INFERENCE_PRECISION_HINT": HINTS[precision]},
+            settings={"INFERENCE_PRECISION_HINT": HINTS.get(precision, "f32")},
+            libraries=libraries,
             input_shapes=declared_shapes(graph),
         )
 
@@ -175,6 +182,15 @@ class OpenVino:
             return OpenVinoSession(deployment, threads)
         except ImportError as error:
             raise LstmoptError("openvino", "not installed", "pip install openvino") from error
+
+
+def _read_sparse(path: Path, library: Path) -> Any:
+    """Returns the model of an ONNX file with ops of ours."""
+    import openvino as ov
+
+    core = ov.Core()
+    core.add_extension(str(library))
+    return core.read_model(str(path))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sysconfig
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,6 +46,18 @@ def library(runtime: str) -> Path:
                 f"run lstmopt build-ops, or pip install openvino=={built}",
             )
     return found[0]
+
+
+def copy_library(runtime: str, folder: Path) -> Path:
+    """Puts a runtime's library into a folder, beside a model that needs it; returns where it lies.
+
+    Raises:
+        LstmoptError: see `library`.
+    """
+    source = library(runtime)
+    place = folder / source.name
+    shutil.copyfile(source, place)
+    return place
 
 
 def available(runtime: str) -> bool:

@@ -1,0 +1,227 @@
+"""Chooses the format of each layer and product by measuring, the dense kernel included."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lstmopt import measure
+from lstmopt.errors import LstmoptError
+from lstmopt.passes.sparse_ops import Place, SparseOps, sparse_places
+from lstmopt.rnn.execution import Reference
+from lstmopt.rnn.files import save_model
+from lstmopt.rnn.rewriting import rewrite
+from lstmopt.rnn.writer import rnn_model
+from lstmopt.runtimes import runtime
+from lstmopt.runtimes.base import SPARSE, Feeds
+from lstmopt.sparsity.formats import FORMATS, format_named
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from lstmopt.targets import Target
+
+DENSE = "dense"
+"""What takes part in a choice beside the formats: the runtime's own kernel in f32."""
+
+ROUNDS = 6
+ROOMY = 1.5
+"""Formats whose packed weights take this many times the bytes of the smallest are not measured: beyond the
+first-level cache time goes with bytes."""
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Latency of one place in each format, and in the runtime's dense kernel.
+
+    Attributes:
+        latency_us: by format, `DENSE` among them.
+    """
+
+    latency_us: dict[str, float]
+
+    def fastest(self, allowed: Sequence[str]) -> str:
+        """Returns the fastest of some formats and of the dense kernel."""
+        found = {name: took for name, took in self.latency_us.items() if name in (*allowed, DENSE)}
+        return min(found, key=found.__getitem__)
+
+
+def is_sparse(precision: str) -> bool:
+    """Whether a precision names sparse ops."""
+    return precision.startswith(SPARSE)
+
+
+def allowed_formats(precision: str) -> tuple[str, ...]:
+    """Returns the formats that are at least as exact as a precision says, such as "sparse-i8".
+
+    Raises:
+        LstmoptError: it names no format.
+    """
+    name = precision.removeprefix(SPARSE)
+    kin = [item for item in FORMATS.values() if item.name == name or item.name.startswith(f"{name}-")]
+    bound = max((item.error for item in kin), default=format_named(name).error)
+    return tuple(item.name for item in FORMATS.values() if item.error <= bound)
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Chooses formats for models of one target; what was measured for one model serves the next like it.
+
+    Args:
+        target: for threads.
+        seed: of random inputs.
+        progress: told how far it is.
+    """
+
+    target: Target
+    seed: int = 0
+    progress: Progress = lambda text, fraction: None
+
+    def choose(self, model: ir.Model, feeds: Feeds, name: str, precision: str) -> dict[str, str]:
+        """Returns the format of each place that is faster sparse than dense; empty where none is.
+
+        Args:
+            model: the graph.
+            feeds: inputs of the call that counts.
+            name: of the runtime.
+            precision: "sparse-" and a format: those at least as exact are allowed.
+        """
+        places = sparse_places(model)
+        if not places:
+            return {}
+        allowed = allowed_formats(precision)
+        shapes = _input_shapes(model, places, feeds)
+        chosen = {}
+        for place, shape in zip(places, shapes, strict=True):
+            best = self._measured(place, shape, name).fastest(allowed)
+            if best != DENSE:
+                chosen[place.name] = best
+        return chosen
+
+    def _measured(self, place: Place, shape: tuple[int, ...], name: str) -> Measured:
+        worth = _worth_measuring(place)
+        key = (name, self.target.threads, shape, tuple(m.shape for m in place.matrices), tuple(worth.items()))
+        known = _known().get(key)
+        if known is None:
+            self.progress(f"formats of {place.name} in {name}", 0.0)
+            known = _known()[key] = _measure(place, shape, name, list(worth), self.target.threads, self.seed)
+        return known
+
+
+@cache
+def _known() -> dict[Any, Measured]:
+    """Returns what this process has measured, by runtime, shapes and packed sizes."""
+    return {}
+
+
+def _worth_measuring(place: Place) -> dict[str, int]:
+    """Returns the formats to be measured, with the bytes that they take, to two digits.
+
+    Of each exactness the smallest ones are, since the most exact may be all that is allowed.
+    """
+    taken = {
+        item.name: sum(item.packed_bytes(matrix != 0) for matrix in place.matrices)
+        for item in FORMATS.values()
+    }
+    found = {}
+    for name, size in taken.items():
+        least = min(taken[other] for other in taken if FORMATS[other].error <= FORMATS[name].error)
+        if size <= ROOMY * least:
+            found[name] = int(float(f"{size:.2g}"))
+    return found
+
+
+def _input_shapes(model: ir.Model, places: Sequence[Place], feeds: Feeds) -> list[tuple[int, ...]]:
+    """Returns the shape of what each place multiplies in a call."""
+    names = [str(place.input.name) for place in places]
+    values = {**feeds, **Reference(model, [name for name in names if name not in feeds]).run(feeds)}
+    return [values[name].shape for name in names]
+
+
+def _measure(
+    place: Place, shape: tuple[int, ...], name: str, formats: Sequence[str], threads: int, seed: int
+) -> Measured:
+    """Times one place alone in every format and dense, in its runtime.
+
+    Raises:
+        LstmoptError: the runtime cannot build or run it.
+    """
+    engine = runtime(name)
+    x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    dense = _bare(place)
+    bare_name = sparse_places(dense)[0].name
+    with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder:
+        candidates = []
+        for item in (DENSE, *formats):
+            model = dense if item == DENSE else rewrite(dense, SparseOps({bare_name: item}, threads))
+            source = Path(folder) / f"{item}.onnx"
+            save_model(model, source)
+            made = engine.build(source, "f32" if item == DENSE else f"{SPARSE}{item}", Path(folder) / item)
+            candidates.append(measure.Candidate(item, made, [(1.0, {"x": x})]))
+        comparison = measure.compare(
+            candidates, threads=threads, rounds=ROUNDS, seed=seed, attempts=1, processes=1
+        )
+    return Measured({item: comparison.timing(item).median for item in (DENSE, *formats)})
+
+
+def _bare(place: Place) -> ir.Model:
+    """Returns a model of one place alone, dense, with the input ``x``."""
+    import onnx
+    import onnx_ir as ir
+
+    if place.layer is not None:
+        assert place.layer.weights is not None
+        return rnn_model(place.layer.weights)
+    matrix = np.ascontiguousarray(place.matrices[0][0].T)
+    info = onnx.helper.make_tensor_value_info
+    shape: list[int | str] = [f"axis_{axis}" for axis in range(len(place.input.shape or (0, 0)) - 1)]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "W"], ["y"], name="product")],
+        "product",
+        [info("x", onnx.TensorProto.FLOAT, [*shape, matrix.shape[0]])],
+        [info("y", onnx.TensorProto.FLOAT, [*shape, matrix.shape[1]])],
+        [onnx.numpy_helper.from_array(matrix, "W")],
+    )
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    model: ir.Model = ir.from_proto(proto)
+    return model
+
+
+def build_sparse(
+    model: ir.Model, name: str, formats: dict[str, str], precision: str, threads: int, folder: Path
+) -> Any:
+    """Writes a model with sparse ops in the form that a runtime loads, its library beside it.
+
+    Args:
+        model: the graph, in standard ops.
+        name: of the runtime.
+        formats: the format of each place.
+        precision: what the deployment is called.
+        threads: of one inference.
+        folder: where the files go.
+
+    Raises:
+        LstmoptError: the runtime's library is missing, or it cannot load the model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="lstmopt-", dir=folder) as beside:
+        source = Path(beside) / "model.onnx"
+        save_model(rewrite(model, SparseOps(formats, threads)), source)
+        return runtime(name).build(source, precision, folder)
+
+
+def nothing_sparse(name: str) -> LstmoptError:
+    """Returns the error of a model without weights that sparse ops would gain by."""
+    return LstmoptError(
+        name,
+        "no LSTM or product in it has so many zeros that a sparse op is faster",
+        "prune it with lstmopt optimize, or name a dense format",
+    )

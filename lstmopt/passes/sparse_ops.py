@@ -1,0 +1,194 @@
+"""Graph rewrites: weights that hold zeros go to the sparse ops, or are rounded as those would have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from lstmopt.rnn.cells import LSTM
+from lstmopt.rnn.constants import constant_value
+from lstmopt.rnn.reader import INITIAL_C, INITIAL_H, SEQUENCE_LENS, RnnLayer, X, find_rnns
+from lstmopt.rnn.weights import RnnWeights
+from lstmopt.rnn.writer import free_name, replace_constant, write_weights
+from lstmopt.runtimes.ops import DOMAIN, VERSION, sparse_lstm, sparse_matmul
+from lstmopt.runtimes.ops.nodes import constants_of
+from lstmopt.sparsity.formats import format_named
+
+Array = npt.NDArray[np.floating]
+Formats = Mapping[str, str]
+"""The format of each place, by its name."""
+
+DENSEST = 0.5
+"""Density from which on no format is faster than the runtimes' dense kernels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A node whose weights could be packed.
+
+    Attributes:
+        name: of the layer, or of the product's node.
+        node: the node.
+        layer: of an LSTM; None for a product.
+        matrices: ``[gates, units, columns]``: W and R of each direction, or the one of a product.
+    """
+
+    name: str
+    node: ir.Node
+    layer: RnnLayer | None
+    matrices: tuple[Array, ...]
+
+    @property
+    def density(self) -> float:
+        """Share of the weights that are not zero."""
+        return sum(map(np.count_nonzero, self.matrices)) / sum(matrix.size for matrix in self.matrices)
+
+    @property
+    def input(self) -> ir.Value:
+        """What is multiplied: ``[steps, batch, input]`` of a layer, any rank of a product."""
+        value = self.node.inputs[X]
+        assert value is not None
+        return value
+
+
+def sparse_places(model: ir.Model) -> tuple[Place, ...]:
+    """Returns the nodes that a sparse op could replace: at most half of the weights are not zero.
+
+    They are LSTMs that `lstmopt.rnn` supports, MatMul with a constant matrix on the right, and Gemm of
+    plain form with one.
+
+    Args:
+        model: the graph; weights in f32.
+    """
+    layers = {layer.node: layer for layer in find_rnns(model) if layer.supported and layer.cell is LSTM}
+    found = []
+    for index, node in enumerate(model.graph):
+        if node in layers:
+            weights = layers[node].weights
+            assert weights is not None
+            # Direction by direction, W before R.
+            matrices = tuple(each for pair in zip(*weights.matrices, strict=True) for each in pair)
+            place = Place(layers[node].name, node, layers[node], matrices)
+        else:
+            matrix = _product(node)
+            if matrix is None:
+                continue
+            place = Place(node.name or f"{node.op_type}_{index}", node, None, (matrix,))
+        if place.density <= DENSEST:
+            found.append(place)
+    return tuple(found)
+
+
+def _product(node: ir.Node) -> Array | None:
+    """Returns the matrix of a product as ``[1, units, columns]``, or None where no op of ours does it."""
+    if node.op_type not in ("MatMul", "Gemm") or node.domain not in ("", "ai.onnx") or len(node.inputs) < 2:
+        return None
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    if any(attributes.get(name, value) != value for name, value in plain.items()):
+        return None
+    matrix = None if node.inputs[1] is None else constant_value(node.inputs[1])
+    if matrix is None or matrix.ndim != 2 or matrix.dtype != np.float32 or not np.isfinite(matrix).all():
+        return None
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = constant_value(node.inputs[2])
+        units = matrix.shape[0] if attributes.get("transB") else matrix.shape[1]
+        if bias is None or bias.size not in (1, units) or bias.shape[:-1] not in ((), (1,)):
+            return None
+    return (matrix if attributes.get("transB") else matrix.T)[None]
+
+
+class SparseOps(ir.passes.InPlacePass):
+    """Puts `SparseLSTMSequence` and `SparseMatMul` in the place of LSTM, MatMul and Gemm.
+
+    Args:
+        formats: the format of each place; those that are not named stay as they are.
+        threads: tasks that a step is divided into (ONNX Runtime only).
+    """
+
+    def __init__(self, formats: Formats, threads: int = 1) -> None:
+        self._formats, self._threads = formats, threads
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites the model."""
+        places = [place for place in sparse_places(model) if place.name in self._formats]
+        for place in places:
+            blobs = [format_named(self._formats[place.name]).pack(matrix) for matrix in place.matrices]
+            name = free_name(model.graph, f"{place.name}.sparse")
+            node = self._layer(place, blobs, name) if place.layer else self._matmul(place, blobs[0], name)
+            _replace(model, place.node, node)
+        if places:
+            model.graph.opset_imports[DOMAIN] = VERSION
+            RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, bool(places))
+
+    def _layer(self, place: Place, blobs: list[bytes], name: str) -> ir.Node:
+        layer = place.layer
+        assert layer is not None and layer.weights is not None
+        return sparse_lstm(
+            layer.weights,
+            blobs[0::2],
+            blobs[1::2],
+            place.input,
+            lengths=layer.input(SEQUENCE_LENS),
+            initial_h=layer.input(INITIAL_H),
+            initial_c=layer.input(INITIAL_C),
+            name=name,
+            threads=self._threads,
+        )
+
+    def _matmul(self, place: Place, blob: bytes, name: str) -> ir.Node:
+        bias = place.node.inputs[2] if len(place.node.inputs) > 2 else None
+        values = None if bias is None else constant_value(bias)
+        units = place.matrices[0].shape[1]
+        if values is not None:
+            values = np.ascontiguousarray(np.broadcast_to(values.reshape(-1), units))
+        return sparse_matmul(blob, place.input, bias=values, name=name, threads=self._threads)
+
+
+class RoundWeights(ir.passes.InPlacePass):
+    """Gives the places the weights that their packed forms stand for, in standard ops.
+
+    Args:
+        formats: the format of each place; those that are not named stay as they are.
+    """
+
+    def __init__(self, formats: Formats) -> None:
+        self._formats = formats
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites the model."""
+        places = [place for place in sparse_places(model) if place.name in self._formats]
+        for place in places:
+            item = format_named(self._formats[place.name])
+            rounded = [item.round_weights(matrix) for matrix in place.matrices]
+            if place.layer is None:
+                transposed = "transB" in place.node.attributes and place.node.attributes["transB"].value
+                matrix = rounded[0][0] if transposed else rounded[0][0].T
+                replace_constant(model, place.node, 1, np.ascontiguousarray(matrix))
+            else:
+                assert place.layer.weights is not None
+                write_weights(model, place.layer, _with_matrices(place.layer.weights, rounded))
+        if places:
+            RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, bool(places))
+
+
+def _with_matrices(weights: RnnWeights, matrices: list[Array]) -> RnnWeights:
+    return replace(weights, w=np.stack(matrices[0::2]), r=np.stack(matrices[1::2]))
+
+
+def _replace(model: ir.Model, old: ir.Node, new: ir.Node) -> None:
+    """Puts one node in the place of another; its outputs take over names, types and shapes."""
+    for value in constants_of(new):
+        model.graph.register_initializer(value)
+    for before, after in zip(old.outputs, new.outputs, strict=False):
+        after.type, after.shape = before.type, before.shape
+    ir.convenience.replace_nodes_and_values(
+        model.graph, old, [old], [new], old.outputs, new.outputs[: len(old.outputs)]
+    )
