@@ -17,6 +17,7 @@ import click
 
 from lstmopt import __version__
 from lstmopt.errors import ContractError, LstmoptError
+from lstmopt.runtimes.base import SPARSE_PRECISIONS
 
 if TYPE_CHECKING:
     from lstmopt.targets import Target
@@ -222,6 +223,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdo
     multiple=True,
     help="Hidden sizes to try, as a share of the original's such as 75%; repeatable.",
 )
+@click.option("--trained", type=FILE, help="Deploy this model, trained before from MODEL; no training.")
 @click.option(
     "--latency-table", "latency_tables", type=FILE, multiple=True, help="Measured before; repeatable."
 )
@@ -256,7 +258,7 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
     if options["save_config"] is not None:
         _save_config(options["save_config"], ctx)
     call: dict[str, Any] = {
-        name: options[name] for name in ("data", "val", "test", "task", "max_degradation", "seed")
+        name: options[name] for name in ("data", "val", "test", "task", "max_degradation", "seed", "trained")
     }
     call["target"] = _chosen(options["target"], options["shapes"], options["threads"])
     scales = tuple(sorted(options["scales"])) or SCALES
@@ -434,10 +436,11 @@ def verify(artifact: Path, baseline: Path | None, max_slowdown: float, as_json: 
 @click.option(
     "--format",
     "precision",
-    type=click.Choice(["auto", "f32", "bf16", "int8"]),
+    type=click.Choice(["auto", "f32", "bf16", "int8", "i16", "i8", *SPARSE_PRECISIONS]),
     default="auto",
     show_default=True,
-    help="auto: the fastest that keeps the outputs within 1%.",
+    help="auto: the fastest that keeps the outputs within 1%. sparse-..., i16 and i8 skip zeros in LSTMs and "
+    "products, packed as measuring says.",
 )
 @_target
 @_shape
@@ -463,7 +466,7 @@ def export(
         result = export_model(
             model,
             runtime=runtime,
-            precision=precision,
+            precision=f"sparse-{precision}" if precision in ("i16", "i8") else precision,
             target=_chosen(target, shapes, threads),
             static=static,
             output=output,

@@ -7,6 +7,7 @@ from lstmopt.passes.peers import Peers
 from lstmopt.passes.probe import Probe
 from lstmopt.passes.resize import Resize
 from lstmopt.passes.simplify import Simplify
+from lstmopt.passes.trained import Trained
 from lstmopt.passes.verify import Verify
 
-__all__ = ["BackOff", "Export", "GrowPrune", "Peers", "Probe", "Resize", "Simplify", "Verify"]
+__all__ = ["BackOff", "Export", "GrowPrune", "Peers", "Probe", "Resize", "Simplify", "Trained", "Verify"]

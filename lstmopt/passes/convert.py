@@ -16,6 +16,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.keys import versions
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes.candidates import Feeds, timing_calls
+from lstmopt.passes.formats import Chooser, build_sparse, is_sparse, nothing_sparse
 from lstmopt.passes.rewrites import FixShapes
 from lstmopt.report.folder import MANIFEST, manifest_files, write_folder
 from lstmopt.report.schema import Manifest, StateRecord
@@ -63,6 +64,7 @@ class Exported(BaseModel):
             f"relative error {self.error:.1e} against the original in f32",
             f"load it with {', '.join(f'{key}={value}' for key, value in ours.settings.items())} "
             f"(also in {MANIFEST} beside it)",
+            *(f"register {library} with the runtime first" for library in ours.libraries),
             *(f"Note: {note}" for note in self.notes),
         ]
         return Text("\n".join(lines))
@@ -85,7 +87,9 @@ def export_model(
     Args:
         path: the ONNX file.
         runtime: the runtime's name.
-        precision: "f32", "bf16", "int8", or "auto": the fastest within 1% of the outputs' deviation.
+        precision: "f32", "bf16", "int8", "sparse-f32", "sparse-i16", "sparse-i8" (zeros are skipped; the
+            format of each matrix is chosen by measuring), or "auto": the fastest within 1% of the outputs'
+            deviation.
         target: for its shapes and threads.
         output: the folder to write.
         progress: told how far it is.
@@ -160,9 +164,18 @@ def convert(
         expected = open_session(truth, target.threads).run(calls[0][1])
         built: list[tuple[Deployment, float]] = []
         faults: list[LstmoptError] = []
+        chooser = Chooser(target, progress=progress)
         for item in wanted:
             try:
-                made = engine.build(source, item, Path(folder) / item)
+                if is_sparse(item):
+                    formats = chooser.choose(model, calls[0][1], runtime, item)
+                    if not formats and precision == "auto":
+                        continue
+                    if not formats:
+                        raise nothing_sparse(str(path))
+                    made = build_sparse(model, runtime, formats, item, target.threads, Path(folder) / item)
+                else:
+                    made = engine.build(source, item, Path(folder) / item)
                 outputs = open_session(made, target.threads).run(calls[0][1])
                 built.append((made, _checked(relative_error(outputs, expected, real_outputs(model)), made)))
             except LstmoptError as fault:
@@ -176,7 +189,14 @@ def convert(
             files=manifest_files(best.file.parent),
             versions=versions(),
             fingerprint=fingerprint(),
-            deploy=(best.model_copy(update={"file": Path(best.file.name)}),),
+            deploy=(
+                best.model_copy(
+                    update={
+                        "file": Path(best.file.name),
+                        "libraries": tuple(Path(library.name) for library in best.libraries),
+                    }
+                ),
+            ),
             states=tuple(StateRecord(input=p.input, output=p.output) for p in state_pairs(model)),
             threads=target.threads,
         )
@@ -184,7 +204,7 @@ def convert(
         write_folder(best.file.parent, output)
     return Exported(
         source=str(path),
-        deployment=best.model_copy(update={"file": output / best.file.name}),
+        deployment=manifest.deployments(output)[0],
         error=error,
         notes=tuple(f"left out: {fault.fault}" for fault in faults),
     )

@@ -125,7 +125,8 @@ def _known() -> dict[Any, Measured]:
 def _worth_measuring(place: Place) -> dict[str, int]:
     """Returns the formats to be measured, with the bytes that they take, to two digits.
 
-    Of each exactness the smallest ones are, since the most exact may be all that is allowed.
+    Of each exactness the smallest ones are, since the most exact may be all that is allowed; of two that lay
+    out a mask alike the less exact one is faster.
     """
     taken = {
         item.name: sum(item.packed_bytes(matrix != 0) for matrix in place.matrices)
@@ -134,7 +135,13 @@ def _worth_measuring(place: Place) -> dict[str, int]:
     found = {}
     for name, size in taken.items():
         least = min(taken[other] for other in taken if FORMATS[other].error <= FORMATS[name].error)
-        if size <= ROOMY * least:
+        alike = [
+            other.error
+            for other in FORMATS.values()
+            if taken[other.name] == size
+            and (other.width, other.step) == (FORMATS[name].width, FORMATS[name].step)
+        ]
+        if size <= ROOMY * least and FORMATS[name].error == max(alike):
             found[name] = int(float(f"{size:.2g}"))
     return found
 

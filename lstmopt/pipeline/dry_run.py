@@ -58,6 +58,7 @@ def plan(
     task: str | None = None,
     max_degradation: float | None = None,
     back_off: BackOff | None = None,
+    trained: str | Path | None = None,
     budget: Budget | None = None,
     seed: int = 0,
 ) -> Plan:
@@ -69,12 +70,13 @@ def plan(
     from lstmopt.rnn.reader import require_rnns
     from lstmopt.tasks.prepare import describe
 
-    check_torch()
+    if trained is None:
+        check_torch()
     original, chosen = load_model(model), load_target(target)
     check_target(chosen)
     layers = require_rnns(original, str(model))
     name, labelled, notes = describe(original, task=task, data=data, val=val, test=test)
-    stages = standard_stages(back_off)
+    stages = standard_stages(back_off, trained)
     Pipeline(*stages).check()
     return Plan(
         model=str(model),

@@ -18,15 +18,18 @@ BELOW = 0.85
 """Share of the smallest hidden size that is tried down to which latency is measured."""
 
 
-def standard_stages(back_off: BackOff | None = None) -> tuple[Stage, ...]:
+def standard_stages(back_off: BackOff | None = None, trained: str | Path | None = None) -> tuple[Stage, ...]:
     """Returns the stages of `lstmopt optimize`.
 
     Args:
         back_off: sizes, compression and recipe to try; None takes the usual ones.
+        trained: a model that was trained before, in the place of training one.
     """
-    from lstmopt.passes import BackOff, Export, Peers, Probe, Simplify, Verify
+    from lstmopt.passes import BackOff, Export, Peers, Probe, Simplify, Trained, Verify
     from lstmopt.passes.probe import LARGEST
 
+    if trained is not None:
+        return Simplify(), Peers(), Trained(str(trained)), Export(), Verify()
     back_off = back_off or BackOff()
     # Below the smallest size that is tried no point is looked for, but for the bin that this size lies in.
     smallest = BELOW * min(1.0, *back_off.scales)
@@ -35,7 +38,12 @@ def standard_stages(back_off: BackOff | None = None) -> tuple[Stage, ...]:
 
 
 def optimize(
-    model: str | Path, *, output: str | Path, back_off: BackOff | None = None, **options: Any
+    model: str | Path,
+    *,
+    output: str | Path,
+    back_off: BackOff | None = None,
+    trained: str | Path | None = None,
+    **options: Any,
 ) -> State:
     """Optimises a model with the standard stages; see `Pipeline.run` for the other options.
 
@@ -43,6 +51,7 @@ def optimize(
         model: the ONNX file.
         output: the artifact folder.
         back_off: sizes, compression and recipe to try; None takes the usual ones.
+        trained: a model that was trained before, in the place of training one: torch is not needed.
         options: of `Pipeline.run`.
 
     Returns:
@@ -54,9 +63,10 @@ def optimize(
     """
     from lstmopt.rnn.reader import require_rnns
 
-    check_torch()
+    if trained is None:
+        check_torch()
     require_rnns(load_model(model), str(model))
-    return Pipeline(*standard_stages(back_off)).run(model, output=output, **options)
+    return Pipeline(*standard_stages(back_off, trained)).run(model, output=output, **options)
 
 
 def check_torch() -> None:

@@ -1,0 +1,97 @@
+"""The stage `Trained`: takes a model that was trained before in the place of training one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from lstmopt import keys
+from lstmopt.errors import LstmoptError
+from lstmopt.rnn.files import load_model
+from lstmopt.rnn.reader import find_rnns
+from lstmopt.sparsity.patterns import EXAMPLES, parse_pattern
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from lstmopt.pipeline import State
+
+PATTERNS = ("gate-shared64:step4", "bank64:step4", "bank32:step2", *EXAMPLES[1:], "bank64", "unstructured")
+"""Patterns that a trained model's zeros are held against, in this order."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Stage: a model with the same interface as the original's becomes the candidate.
+
+    What was trained once is measured, packed and verified for another machine, or again by a newer version,
+    without training: ``model.onnx`` of an artifact is such a model.
+
+    Args:
+        path: the ONNX file.
+
+    Raises:
+        LstmoptError: there is no such file.
+    """
+
+    path: str
+    digest: str = field(default="", init=False)
+
+    name: ClassVar[str] = "trained"
+    needs: ClassVar[tuple[str, ...]] = ("model", "target")
+    gives: ClassVar[tuple[str, ...]] = ("trained",)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", str(self.path))
+        if not Path(self.path).is_file():
+            raise LstmoptError(self.path, "no such file", "check the path")
+        # The file is part of what the stage is: another one of that name is another stage.
+        object.__setattr__(self, "digest", keys.file_digest(Path(self.path)))
+
+    def run(self, state: State) -> State:
+        """Returns the state with the model.
+
+        Raises:
+            LstmoptError: it is not ONNX, or its inputs and outputs are not the original's.
+        """
+        model = load_model(self.path)
+        for kind in ("inputs", "outputs"):
+            ours, theirs = _interface(model, kind), _interface(state.original, kind)
+            if ours != theirs:
+                raise LstmoptError(
+                    self.path,
+                    f"its {kind} are {', '.join(ours)}, those of {state.source.name} {', '.join(theirs)}",
+                    "give a model that was trained from this one",
+                )
+        return replace(
+            state,
+            model=model,
+            masks={},
+            pattern=pattern_of(model),
+            trained={**state.trained, self.name: model},
+            notes=(*state.notes, f"not trained here: the weights are those of {Path(self.path).name}"),
+        )
+
+
+def pattern_of(model: ir.Model) -> str:
+    """Returns the first of `PATTERNS` that all of the LSTMs' zeros follow; "dense" without zeros."""
+    masks = [
+        np.asarray(each != 0)
+        for layer in find_rnns(model)
+        if layer.weights is not None
+        for matrix in layer.weights.matrices
+        for each in matrix
+    ]
+    if all(mask.all() for mask in masks):
+        return "dense"
+    return next(text for text in PATTERNS if all(parse_pattern(text).is_legal(mask) for mask in masks))
+
+
+def _interface(model: ir.Model, kind: str) -> list[str]:
+    """Returns names and types; sizes may differ, as of states."""
+    return [
+        f"{value.name} ({value.dtype.name if value.dtype else '?'})" for value in getattr(model.graph, kind)
+    ]

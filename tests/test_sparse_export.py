@@ -1,0 +1,311 @@
+"""Models with zeros go to the sparse ops: rewritten, chosen by measuring, exported, shipped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+import lstmopt
+from lstmopt.errors import LstmoptError
+from lstmopt.passes import Export, Simplify, Trained, Verify
+from lstmopt.passes.convert import export_model
+from lstmopt.passes.formats import DENSE, Chooser, Measured, allowed_formats
+from lstmopt.passes.sparse_ops import RoundWeights, SparseOps, sparse_places
+from lstmopt.passes.trained import pattern_of
+from lstmopt.report.schema import Manifest, Report
+from lstmopt.rnn.cells import LSTM
+from lstmopt.rnn.examples import example_inputs
+from lstmopt.rnn.execution import Reference
+from lstmopt.rnn.files import load_model, save_model
+from lstmopt.rnn.reader import find_rnns
+from lstmopt.rnn.rewriting import rewrite
+from lstmopt.rnn.weights import RnnWeights
+from lstmopt.rnn.writer import rnn_model, write_weights
+from lstmopt.runtimes import open_session, runtime
+from lstmopt.runtimes.ops import available
+from lstmopt.sparsity.formats import FORMATS
+from lstmopt.sparsity.patterns import parse_pattern
+from lstmopt.targets import RuntimeTarget, Target
+from tests.graphs import Drawn, feeds_for, lstm_graphs
+from tests.ops import error
+from tests.test_cli_errors import call, classifier, examples, refused
+
+pytestmark = pytest.mark.skipif(
+    not (available("openvino") and available("onnxruntime")), reason="the native ops were not built"
+)
+NAMES = ("openvino", "onnxruntime")
+
+
+def pruned(model: ir.Model, density: float, seed: int = 0, shared: bool = False) -> ir.Model:
+    """Returns a copy whose LSTM weights are random and mostly zero."""
+    copy, rng = model.clone(), np.random.default_rng(seed)
+    for layer in find_rnns(copy):
+        if layer.weights is None or not layer.supported:
+            continue
+        matrices = []
+        for matrix in layer.weights.matrices:
+            shape = (matrix.shape[0], 1, *matrix.shape[2:]) if shared else matrix.shape
+            matrices.append((matrix * (rng.random(shape) < density)).astype(np.float32))
+        write_weights(copy, layer, replace(layer.weights, w=matrices[0], r=matrices[1]))
+    return copy
+
+
+def ran(model: ir.Model, name: str, folder: Path, feeds: dict[str, Any], precision: str) -> dict[str, Any]:
+    source = folder / "source.onnx"
+    save_model(model, source)
+    made = runtime(name).build(source, precision, folder / name)
+    return open_session(made, 1).run(feeds)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), phases=(Phase.generate,))
+@given(
+    drawn=lstm_graphs(),
+    seed=st.integers(0, 99),
+    item=st.sampled_from(sorted(FORMATS)),
+    name=st.sampled_from(NAMES),
+)
+def test_rewritten_graphs_compute_what_the_rounded_ones_do(
+    drawn: Drawn, seed: int, item: str, name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = pruned(drawn.model, 0.25, seed, shared=item == "i8-shared")
+    formats = {place.name: item for place in sparse_places(model)}
+    feeds = feeds_for(model, 5, 2, seed)
+    rounded = rewrite(model, RoundWeights(formats))
+    expected = Reference(rounded).run(feeds)
+    # Rounding what is rounded changes nothing.
+    again = Reference(rewrite(rounded, RoundWeights(formats))).run(feeds)
+    assert all(np.array_equal(again[key], expected[key]) for key in expected)
+    sparse = rewrite(model, SparseOps(formats))
+    assert sum(node.domain == "lstmopt" for node in sparse.graph) == len(formats)
+    folder = tmp_path_factory.mktemp("drawn")
+    try:
+        dense = ran(rounded, name, folder, feeds, "f32")
+    except LstmoptError:
+        return  # the runtime does not take this graph as it is
+    if any(dense[key].shape != want.shape for key, want in expected.items()):
+        return  # OpenVINO, of some graphs
+    outputs = ran(sparse, name, folder, feeds, f"sparse-{item}")
+    for key, want in expected.items():
+        if want.dtype.kind == "f" and want.size:
+            bound = 3 * FORMATS[item].error * (1 if item == "f32" else 3)  # of layers of few units, in a row
+            assert error(outputs[key], want) <= bound, (key, item, name)
+
+
+def product(op: str, units: int, columns: int, bias: bool, transposed: bool, seed: int) -> ir.Model:
+    """Returns a sparse MatMul (then Add) or Gemm over x."""
+    rng = np.random.default_rng(seed)
+    matrix = rng.standard_normal((columns, units)) * (rng.random((columns, units)) < 0.2)
+    matrix = np.ascontiguousarray(matrix.T if transposed else matrix).astype(np.float32)
+    inputs = ["x", "W"] + (["B"] if bias and op == "Gemm" else [])
+    options = {"transB": int(transposed)} if op == "Gemm" else {}
+    nodes = [helper.make_node(op, inputs, ["y"], name="product", **options)]
+    tensors = [numpy_helper.from_array(matrix, "W")]
+    if bias and op == "Gemm":
+        tensors.append(numpy_helper.from_array(rng.standard_normal(units).astype(np.float32), "B"))
+    info = helper.make_tensor_value_info
+    rank = ["n"] if op == "Gemm" else ["n", "m"]
+    graph = helper.make_graph(
+        nodes, "g", [info("x", TensorProto.FLOAT, [*rank, columns])],
+        [info("y", TensorProto.FLOAT, [*rank, units])], tensors,
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return ir.from_proto(proto)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), phases=(Phase.generate,))
+@given(
+    units=st.integers(1, 70), columns=st.integers(1, 90), bias=st.booleans(), transposed=st.booleans(),
+    op=st.sampled_from(["MatMul", "Gemm"]), item=st.sampled_from(sorted(FORMATS)),
+    name=st.sampled_from(NAMES), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_products(
+    units: int, columns: int, bias: bool, transposed: bool, op: str, item: str, name: str, seed: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    model = product(op, units, columns, bias, transposed and op == "Gemm", seed)
+    formats = {place.name: item for place in sparse_places(model)}
+    rng = np.random.default_rng(seed)
+    rank = (3,) if op == "Gemm" else (3, 2)
+    feeds = {"x": rng.standard_normal((*rank, columns)).astype(np.float32)}
+    expected = Reference(rewrite(model, RoundWeights(formats))).run(feeds)["y"]
+    sparse = rewrite(model, SparseOps(formats))
+    outputs = ran(sparse, name, tmp_path_factory.mktemp("product"), feeds, f"sparse-{item}")
+    assert error(outputs["y"], expected) <= (1e-5 if item == "f32" else 0.03)
+
+
+def test_what_is_not_replaced() -> None:
+    """Dense weights, products of other forms, and weights that are not constant stay as they are."""
+    layer = rnn_model(sparse_layer(32, 0.9))
+    assert not sparse_places(layer) and not rewrite(layer, SparseOps({"rnn": "i8"})).opset_imports.get(
+        "lstmopt"
+    )
+    for op, change in (("Gemm", {"alpha": 0.5}), ("Gemm", {"transA": 1}), ("Gemm", {"beta": 2.0})):
+        model = product(op, 8, 8, True, False, 0)
+        node = next(iter(model.graph))
+        for key, value in change.items():
+            node.attributes[key] = ir.AttrFloat32(key, value) if key != "transA" else ir.AttrInt64(key, value)
+        assert not sparse_places(model), change
+
+
+def sparse_layer(hidden: int, density: float, pattern: str | None = None) -> RnnWeights:
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((1, 4, hidden, hidden)).astype(np.float32) * 0.1
+    r = rng.standard_normal((1, 4, hidden, hidden)).astype(np.float32) * 0.1
+    if pattern is None:
+        masks = {"w": rng.random(w[0].shape) < density, "r": rng.random(r[0].shape) < density}
+    else:
+        masks = parse_pattern(pattern).masks({"w": np.abs(w[0]), "r": np.abs(r[0])}, density)
+    return RnnWeights(LSTM, "forward", w * masks["w"], r * masks["r"])
+
+
+def test_formats_that_a_precision_allows() -> None:
+    assert allowed_formats("sparse-f32") == ("f32",)
+    assert set(allowed_formats("sparse-i16")) == {"f32", "i16", "i16-bank64"}
+    assert set(allowed_formats("sparse-i8")) == set(FORMATS)
+    with pytest.raises(LstmoptError, match="i4"):
+        allowed_formats("sparse-i4")
+
+
+def test_the_fastest_of_those_allowed_is_chosen() -> None:
+    times = Measured({DENSE: 9.0, "f32": 5.0, "i16": 3.0, "i8": 2.0})
+    assert times.fastest(("f32",)) == "f32" and times.fastest(("f32", "i16")) == "i16"
+    assert Measured({DENSE: 1.0, "f32": 5.0}).fastest(("f32",)) == DENSE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_formats_are_chosen_by_measuring(name: str) -> None:
+    """At 256 units and 5% a sparse op is many times faster; a layer that is almost dense is none of its."""
+    model = rnn_model(sparse_layer(256, 0.05, "bank64:step4"), sequence=16, batch=1)
+    target = Target(name="t", runtimes=(RuntimeTarget(runtime=name, precisions=("f32",)),))
+    feeds = example_inputs(model, 0, {})
+    told: list[str] = []
+    chooser = Chooser(target, progress=lambda text, fraction: told.append(text))
+    chosen = chooser.choose(model, feeds, name, "sparse-i8")
+    assert set(chosen) == {"rnn"} and chosen["rnn"] in FORMATS
+    assert chooser.choose(model, feeds, name, "sparse-f32") == {"rnn": "f32"}
+    assert len(told) == 1  # measured once, for every precision
+    assert chooser.choose(rnn_model(sparse_layer(64, 0.8)), {}, name, "sparse-i8") == {}
+
+
+def test_patterns_are_recognised() -> None:
+    for pattern in ("gate-shared64:step4", "bank64:step4", "bank32:step2", "block16x1"):
+        assert pattern_of(rnn_model(sparse_layer(128, 0.1, pattern))) == pattern
+    assert pattern_of(rnn_model(sparse_layer(128, 0.1))) == "unstructured"
+    assert pattern_of(rnn_model(sparse_layer(16, 1.0))) == "dense"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense classifier of 128 units, the same pruned to 6%, and data."""
+    path = tmp_path_factory.mktemp("sparse")
+    model = load_model(classifier(path / "model.onnx", 128))
+    layer = find_rnns(model)[0]
+    assert layer.weights is not None
+    masks = parse_pattern("bank64:step4").masks({k: np.abs(getattr(layer.weights, k)[0]) for k in "wr"}, 0.06)
+    weights = replace(layer.weights, w=layer.weights.w * masks["w"], r=layer.weights.r * masks["r"])
+    write_weights(model, layer, weights)
+    save_model(model, path / "pruned.onnx")
+    examples(path / "data.npz", 60)
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_export_of_a_model_that_holds_zeros(name: str, folder: Path, tmp_path: Path) -> None:
+    model = load_model(folder / "pruned.onnx")
+    feeds = example_inputs(model, 0, {"sequence": 7, "batch": 3})
+    expected = Reference(model).run(feeds)["scores"]
+    for precision in ("sparse-i8", "sparse-i16", "sparse-f32"):
+        out = tmp_path / precision
+        options: dict[str, Any] = {"runtime": name, "precision": precision, "target": "local"}
+        made = export_model(
+            folder / "pruned.onnx", output=out, progress=lambda text, fraction: None, **options
+        )
+        manifest = Manifest.load(out / "manifest.json")
+        (entry,) = manifest.deployments(out)
+        assert entry == made.deployment and entry.precision == precision and made.error < 0.01
+        assert len(entry.libraries) == 1 and entry.libraries[0].is_file() and entry.libraries[0].parent == out
+        assert entry.libraries[0].name in manifest.files
+        assert error(open_session(entry, 1).run(feeds)["scores"], expected) < 0.02
+
+
+def test_the_shell_names_sparse_formats_by_their_numbers(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = call("export", folder / "pruned.onnx", "--runtime", "onnxruntime", "--format", "i8", "-o", out)
+    assert result.returncode == 0, result.stderr
+    assert "onnxruntime sparse-i8" in result.stdout and "register" in result.stdout
+
+
+def test_export_refuses_a_dense_model(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = call("export", folder / "model.onnx", "--runtime", "onnxruntime", "--format", "i8", "-o", out)
+    refused(result, "model.onnx", "no LSTM or product", "lstmopt optimize")
+    assert not out.exists()
+
+
+TARGET = Target(
+    name="both",
+    runtimes=(
+        RuntimeTarget(runtime="openvino", precisions=("f32", "sparse-f32", "sparse-i8")),
+        RuntimeTarget(runtime="onnxruntime", precisions=("f32", "sparse-i8")),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def artifact(folder: Path) -> Path:
+    lstmopt.Pipeline(Simplify(), Trained(str(folder / "pruned.onnx")), Export(5), Verify()).run(
+        folder / "model.onnx",
+        target=TARGET,
+        output=folder / "out",
+        data=folder / "data.npz",
+        max_degradation=9.0,
+    )
+    return folder / "out"
+
+
+def test_an_artifact_with_sparse_ops(artifact: Path) -> None:
+    report, manifest = Report.load(artifact / "report.json"), Manifest.load(artifact / "manifest.json")
+    assert report.optimized.precision.startswith("sparse-") and report.lstms[0].pattern == "bank64:step4"
+    assert report.lstms[0].format in FORMATS and report.optimized.file == manifest.deploy[0].file.as_posix()
+    sparse = [entry for entry in manifest.deploy if entry.precision.startswith("sparse-")]
+    assert {entry.runtime for entry in sparse} == set(NAMES)
+    for entry in sparse:
+        (library,) = entry.libraries
+        assert library.parent == entry.file.parent and library.as_posix() in manifest.files
+    # model.onnx has standard ops, and the weights that the best file computes with.
+    proto = onnx.load(artifact / "model.onnx")
+    assert {node.domain for node in proto.graph.node} <= {"", "ai.onnx"}
+    model = load_model(artifact / "model.onnx")
+    weights = find_rnns(model)[0].weights
+    assert weights is not None
+    item = FORMATS[report.lstms[0].format]
+    assert all(np.array_equal(item.round_weights(each[0]), each[0]) for each in weights.matrices)
+
+
+def test_run_py_loads_the_sparse_ops(artifact: Path) -> None:
+    for name in NAMES:
+        command = [sys.executable, str(artifact / "run.py"), "--runtime", name, "--iterations", "5", "--json"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr + result.stdout
+        assert json.loads(result.stdout)["precision"].startswith("sparse-")
+
+
+def test_a_trained_model_of_another_interface_is_refused(folder: Path, tmp_path: Path) -> None:
+    save_model(rnn_model(sparse_layer(8, 0.5)), tmp_path / "other.onnx")
+    options = ("--trained", tmp_path / "other.onnx", "--data", folder / "data.npz", "-o", tmp_path / "out")
+    refused(call("optimize", folder / "model.onnx", *options), "other.onnx", "outputs are")
+    missing = ("--trained", tmp_path / "none.onnx", "--data", folder / "data.npz", "-o", tmp_path / "out")
+    refused(call("optimize", folder / "model.onnx", *missing), "none.onnx", "no such file")
+    assert not (tmp_path / "out" / "report.json").exists()
