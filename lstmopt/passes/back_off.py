@@ -20,6 +20,7 @@ from lstmopt.passes.candidates import (
     shippable,
 )
 from lstmopt.passes.grow_prune import GrowPrune
+from lstmopt.passes.plans import Plan, ranked, sparse_only
 from lstmopt.passes.resize import Resize
 from lstmopt.rnn.reader import find_rnns
 
@@ -42,11 +43,13 @@ TUNED, RESIZED, PRUNED = "tuned", "resized", "pruned"
 
 @dataclass(frozen=True)
 class BackOff:
-    """Resizes and trains, smallest sizes first, until a candidate holds the contract and beats the peers.
+    """Resizes and trains, fastest plans first, until a candidate holds the contract and beats the peers.
 
-    Every model on the way is a candidate that the report shows: the dense original fine-tuned by the same
-    recipe, each size before it is trained, each plan. A plan that fails is followed by one with less
-    sparsity, which grows its weights back from where the first one stopped, and then by a larger size.
+    A plan is a size, a pattern and a sparsity. Where the target has sparse ops, the latency of each is
+    measured before any training, and the fastest comes first; otherwise the smallest size does. Every model
+    on the way is a candidate that the report shows: the dense original fine-tuned by the same recipe, each
+    size before it is trained, each plan. One with less sparsity than the plan before grows its weights back
+    from there.
 
     Args:
         scales: hidden sizes to try, as shares of the original's, smallest first.
@@ -87,7 +90,8 @@ class BackOff:
         if self.tune > 0 and state.labelled:
             state = self._tuned(state, None if left is None else left * self.tune)
             left = None if left is None else left * (1 - self.tune)
-        start, sizes, plans = state, [], []
+        start, sizes, plans = state, [], list[Plan]()
+        patterns = self._patterns(state)
         for scale in self.scales:
             resized = _based(start, state).then(Resize(scale=scale))
             state = _with(state, resized)
@@ -99,30 +103,43 @@ class BackOff:
                 for share in self.relaxed
             ]
             plans += [
-                _Plan(scale, share, resized, density)
+                Plan(scale, share, pattern, resized, density)
                 for index, (share, density) in enumerate(zip(self.relaxed, densities, strict=True))
                 if density not in densities[:index]
+                for pattern in patterns
             ]
+        plans = list(ranked(plans, state))
         trained = start
+        before: Plan | None = None
         for index, plan in enumerate(plans):
             seconds = None if left is None else left if plan is plans[-1] else left * SHARE
             left = None if left is None or seconds is None else left - seconds
             state.progress(
                 f"plan {index + 1} of {len(plans)}: hidden sizes {_sizes(plan.resized)}, "
-                f"density {plan.density:.0%}",
+                f"{plan.pattern}, density {plan.density:.0%}",
                 0.0,
             )
-            first = index == 0 or plans[index - 1].scale != plan.scale
-            before = plan.resized if first else trained
-            recipe = replace(self.train, density=plan.density, seconds=seconds)
-            trained = _based(before, state).then(recipe)
-            models = {plan.title: trained.model}
+            first = plan.scale not in {other.scale for other in plans[:index]}
+            # Weights grow back from where the plan before stopped; from fewer none can be cut away.
+            onward = before is not None and before.scale == plan.scale and before.weights <= plan.weights
+            recipe = replace(self.train, density=plan.density, pattern=plan.pattern, seconds=seconds)
+            trained = _based(trained if onward else plan.resized, state).then(recipe)
+            before = plan
+            models = {_title(plan, patterns): trained.model}
             if first and plan.resized.model is not start.model:
                 models = {f"{RESIZED}-{plan.scale:g}": plan.resized.model, **models}
             state, holds = _assessed(_with(state, trained), models)
             if holds:
                 break
         return replace(state, model=trained.model, masks=trained.masks, pattern=trained.pattern)
+
+    def _patterns(self, state: State) -> tuple[str, ...]:
+        """Returns the patterns to try: the recipe's if it names one, the target's if they are of use."""
+        if self.train.pattern is not None:
+            return (self.train.pattern,)
+        if sparse_only(state.target) is None and "unstructured" in state.target.patterns:
+            return ("unstructured",)  # zeros are run like other numbers: the freest pattern is the best one
+        return state.target.patterns
 
     def _tuned(self, state: State, seconds: float | None) -> State:
         """Returns the state with the dense model fine-tuned: teacher and start if it became better."""
@@ -144,19 +161,11 @@ class BackOff:
         return replace(state, model=after.model, teacher=teacher, key=after.key)
 
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """One training: a size, the share of the compression, the state before it and the density."""
-
-    scale: float
-    share: float
-    resized: State
-    density: float
-
-    @property
-    def title(self) -> str:
-        """What its candidate is called."""
-        return f"{PRUNED}-{self.scale:g}" + ("" if self.share == 1 else f"-{self.share:g}")
+def _title(plan: Plan, patterns: tuple[str, ...]) -> str:
+    """Returns what a plan's candidate is called: its size, and what else it does not share with the first."""
+    share = "" if plan.share == 1 else f"-{plan.share:g}"
+    pattern = "" if plan.pattern == patterns[0] else f"-{plan.pattern.replace(':', '-')}"
+    return f"{PRUNED}-{plan.scale:g}{share}{pattern}"
 
 
 def _assessed(state: State, models: dict[str, ir.Model]) -> tuple[State, bool]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lstmopt import keys, measure
 from lstmopt.errors import LstmoptError
-from lstmopt.passes.formats import Chooser, build_sparse, is_sparse
+from lstmopt.passes.formats import Chooser, FormatsOf, build_sparse, is_sparse
 from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.reader import find_rnns
@@ -94,7 +94,9 @@ class Built:
     formats: Mapping[tuple[str, str], dict[str, str]] = field(default_factory=dict)
 
 
-def build(name: str, model: ir.Model, target: Target, folder: Path) -> Built:
+def build(
+    name: str, model: ir.Model, target: Target, folder: Path, formats_of: FormatsOf | None = None
+) -> Built:
     """Writes a model for every runtime x precision that the target allows and this machine can run.
 
     Sparse ops are built where they are faster than dense kernels for some of the weights.
@@ -104,6 +106,7 @@ def build(name: str, model: ir.Model, target: Target, folder: Path) -> Built:
         model: the graph.
         target: runtimes and precisions.
         folder: where the files go, in a folder of that name.
+        formats_of: chooses the formats of sparse ops; by measuring where None.
 
     Raises:
         LstmoptError: no runtime of the target can load the model.
@@ -115,7 +118,7 @@ def build(name: str, model: ir.Model, target: Target, folder: Path) -> Built:
     deployments: list[Deployment] = []
     notes: list[str] = []
     formats: dict[tuple[str, str], dict[str, str]] = {}
-    chooser = Chooser(target)
+    choose = Chooser(target).choose if formats_of is None else formats_of
     feeds = heaviest_call(model, target, 0)
     for wanted in target.runtimes:
         engine = runtime(wanted.runtime)
@@ -130,7 +133,7 @@ def build(name: str, model: ir.Model, target: Target, folder: Path) -> Built:
             try:
                 if not is_sparse(precision):
                     deployments.append(engine.build(source, precision, beside))
-                elif chosen := chooser.choose(model, feeds, wanted.runtime, precision):
+                elif chosen := choose(model, feeds, wanted.runtime, precision):
                     if chosen in (formats.get((wanted.runtime, other)) for other in wanted.precisions):
                         continue  # a less exact precision allows nothing that is faster
                     made = build_sparse(model, wanted.runtime, chosen, precision, target.threads, beside)

@@ -36,6 +36,8 @@ ROOMY = 1.5
 first-level cache time goes with bytes."""
 
 Progress = Callable[[str, float], None]
+FormatsOf = Callable[["ir.Model", Feeds, str, str], dict[str, str]]
+"""Returns the format of each place, given a model, inputs, the runtime's name and the precision."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,21 @@ class Chooser:
             self.progress(f"formats of {place.name} in {name}", 0.0)
             known = _known()[key] = _measure(place, shape, name, list(worth), self.target.threads, self.seed)
         return known
+
+
+def smallest_formats(model: ir.Model, feeds: Feeds, name: str, precision: str) -> dict[str, str]:
+    """Returns for each place the format of the fewest bytes, of equal ones the least exact.
+
+    Nothing is measured: good enough to rank models, and quick. Arguments are those of `Chooser.choose`.
+    """
+    allowed = [FORMATS[item] for item in allowed_formats(precision)]
+    return {
+        place.name: min(
+            allowed,
+            key=lambda item: (sum(item.packed_bytes(matrix != 0) for matrix in place.matrices), -item.error),
+        ).name
+        for place in sparse_places(model)
+    }
 
 
 @cache

@@ -1,0 +1,144 @@
+"""Plans of training: size, pattern and sparsity, in the order in which they are tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lstmopt.errors import LstmoptError
+from lstmopt.passes.candidates import Built, build, compare, key
+from lstmopt.passes.formats import allowed_formats, is_sparse, smallest_formats
+from lstmopt.rnn.reader import find_rnns
+from lstmopt.rnn.writer import write_weights
+from lstmopt.runtimes import runtime
+from lstmopt.sparsity.patterns import parse_pattern
+from lstmopt.targets import RuntimeTarget, Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from lstmopt.pipeline import State
+
+CLOSE = 1.1
+"""Plans whose latencies are within this factor of one another are tried with the most weights first."""
+
+ROUNDS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One training.
+
+    Attributes:
+        scale: hidden sizes, as a share of the original's.
+        share: share of the compression.
+        pattern: which masks are legal.
+        resized: the state before it.
+        density: of its LSTMs' weights.
+        latency_us: what its weights would take before any training, in the fastest runtime and precision;
+            None where it was not measured.
+    """
+
+    scale: float
+    share: float
+    pattern: str
+    resized: State
+    density: float
+    latency_us: float | None = None
+
+    @property
+    def weights(self) -> float:
+        """LSTM weights that are not zero."""
+        layers = [layer.weights for layer in find_rnns(self.resized.model) if layer.weights is not None]
+        return self.density * sum(item.parameters for item in layers)
+
+
+def sparse_only(target: Target) -> Target | None:
+    """Returns a target with the sparse precision alone that allows most; None where this machine has none."""
+    found = []
+    for item in target.runtimes:
+        usable = set(item.precisions) & set(runtime(item.runtime).precisions())
+        precisions = sorted(filter(is_sparse, usable), key=lambda name: len(allowed_formats(name)))
+        if precisions:
+            found.append(RuntimeTarget(runtime=item.runtime, precisions=(precisions[-1],)))
+    return target.model_copy(update={"runtimes": tuple(found)}) if found else None
+
+
+def masked(model: ir.Model, pattern: str, density: float) -> ir.Model:
+    """Returns a copy whose LSTM weights are cut to a density by magnitude: as fast as one that was trained.
+
+    Args:
+        model: the graph.
+        pattern: which masks are legal.
+        density: share of all LSTM weights that stays.
+    """
+    copy = model.clone()
+    layers = [layer for layer in find_rnns(copy) if layer.supported and layer.weights is not None]
+    scores = {
+        f"{layer.name}/{kind}/{direction}": np.abs(each)
+        for layer in layers
+        if layer.weights is not None
+        for kind, matrix in zip("wr", layer.weights.matrices, strict=True)
+        for direction, each in enumerate(matrix)
+    }
+    masks = parse_pattern(pattern).masks(scores, density)
+    for layer in layers:
+        assert layer.weights is not None
+        w, r = (
+            np.stack(
+                [each * masks[f"{layer.name}/{kind}/{direction}"] for direction, each in enumerate(matrix)]
+            )
+            for kind, matrix in zip("wr", layer.weights.matrices, strict=True)
+        )
+        write_weights(copy, layer, replace(layer.weights, w=w, r=r))
+    return copy
+
+
+def ranked(plans: Sequence[Plan], state: State) -> tuple[Plan, ...]:
+    """Returns plans with their latencies, measured before any training, fastest first.
+
+    What a plan will degrade by is not known before it is trained, and it falls with the number of weights:
+    of plans that are equally fast the one with the most is tried first, and the others only after it.
+
+    Args:
+        plans: in the order in which they are tried where latency does not tell.
+        state: for target and seed.
+    """
+    target = sparse_only(state.target)
+    if target is None or len(plans) < 2:
+        return tuple(plans)
+    with TemporaryDirectory(prefix="lstmopt-") as folder:
+        builds: dict[int, Built] = {}
+        for index, plan in enumerate(plans):
+            state.progress(f"latency of plan {index + 1} of {len(plans)}", index / len(plans))
+            cut = masked(plan.resized.model, plan.pattern, plan.density)
+            with suppress(LstmoptError):  # too dense for a sparse op to be of use
+                builds[index] = build(str(index), cut, target, Path(folder), smallest_formats)
+        if not builds:
+            return tuple(plans)
+        found = list(builds.values())
+        comparison = compare(found, target, state.seed, state.progress, ROUNDS, attempts=1, processes=1)
+    took = {
+        index: min(comparison.timing(key(built.name, d)).median for d in built.deployments)
+        for index, built in builds.items()
+    }
+    measured = [replace(plans[index], latency_us=latency) for index, latency in took.items()]
+    return (*in_order(measured), *(plan for index, plan in enumerate(plans) if index not in builds))
+
+
+def in_order(plans: Sequence[Plan]) -> tuple[Plan, ...]:
+    """Returns measured plans, fastest first, of close ones the one with the most weights first."""
+    rest = sorted(plans, key=lambda plan: plan.latency_us or 0.0)
+    found: list[Plan] = []
+    while rest:
+        bound = CLOSE * (rest[0].latency_us or 0.0)
+        best = max((p for p in rest if (p.latency_us or 0.0) <= bound), key=lambda plan: plan.weights)
+        found.append(best)
+        rest.remove(best)
+    return tuple(found)
