@@ -366,6 +366,19 @@ def inspect(model: Path, as_json: bool) -> None:
     "--step", type=click.IntRange(min=1), default=8, show_default=True, help="Grid of hidden sizes."
 )
 @click.option(
+    "--pattern",
+    "patterns",
+    multiple=True,
+    help="Of sparse layers, such as bank64:step4; the target's if not given; repeatable.",
+)
+@click.option(
+    "--density",
+    "densities",
+    type=Percent(),
+    multiple=True,
+    help="Share of weights that sparse layers keep, such as 6.25%; 12.5% if not given; repeatable.",
+)
+@click.option(
     "-o", "--output", type=FILE, default=Path("latency"), show_default=True, help="Folder of tables, PNGs."
 )
 @_json
@@ -376,15 +389,25 @@ def probe(
     hidden_size: int | None,
     input_size: int | None,
     step: int,
+    patterns: tuple[str, ...],
+    densities: tuple[float, ...],
     output: Path,
     as_json: bool,
 ) -> None:
-    """Measures latency against hidden size for MODEL's layers, or for a bare LSTM, and finds the points."""
-    from lstmopt.passes.probe import probe_to_folder
+    """Measures latency against hidden size for MODEL's layers, or for a bare LSTM, and finds the points.
 
+    In every precision of the target; its sparse ones, such as sparse-i8, with random masks of each pattern
+    that the format is made for, at each density.
+    """
+    from lstmopt.passes.probe_folder import probe_to_folder
+
+    if not all(0 < density <= 1 for density in densities):
+        raise click.UsageError("--density takes shares above 0, up to 100%, such as 6.25%")
     with progress_shown() as progress:
         chosen = _chosen(target, (), threads)
-        result = probe_to_folder(model, chosen, hidden_size, input_size, step, output, progress)
+        result = probe_to_folder(
+            model, chosen, hidden_size, input_size, step, output, progress, patterns, densities
+        )
     _print(result, as_json)
 
 

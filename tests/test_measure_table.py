@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lstmopt.errors import LstmoptError
 from lstmopt.measure.fingerprint import fingerprint
+from lstmopt.measure.kind import Kind
 from lstmopt.measure.table import LatencyTable
 
 
@@ -35,6 +36,50 @@ def test_a_table_survives_its_file(tmp_path_factory: pytest.TempPathFactory, cur
     assert LatencyTable.load(path) == one
     assert [item.name for item in path.parent.iterdir()] == ["t.json"]
     assert all(one.latency(d) == pytest.approx(curve[d]) for d in dims)
+
+
+SPARSE = {"precision": "sparse-i8", "pattern": "bank64:step4", "density": 0.0625}
+
+
+def test_a_sparse_table_survives_with_its_axes(tmp_path: Path) -> None:
+    one = table(**SPARSE)
+    one.save(tmp_path / "t.json")
+    assert LatencyTable.load(tmp_path / "t.json") == one
+    assert one.kind == Kind("openvino", "sparse-i8", "bank64:step4", 0.0625)
+    assert one.kind.title == "openvino sparse-i8, bank64:step4 at 6.25%"
+    assert one.kind.stem == "openvino-sparse-i8-bank64-step4-0.0625"
+    assert table().kind.title == "openvino f32" and table().kind.stem == "openvino-f32"
+
+
+def test_every_axis_is_part_of_a_table_s_identity() -> None:
+    others = [
+        {"density": 0.125}, {"pattern": "bank64:k1:step4"}, {"precision": "sparse-i16"},
+        {"runtime": "onnxruntime"},
+    ]  # fmt: skip
+    kinds = [table(**SPARSE).kind, table().kind, *(table(**{**SPARSE, **other}).kind for other in others)]
+    assert len(set(kinds)) == len(kinds)
+    assert len({kind.stem for kind in kinds}) == len({kind.title for kind in kinds}) == len(kinds)
+
+
+def test_a_table_from_before_there_were_sparse_ones_is_dense(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    table().save(path)
+    document = json.loads(path.read_text())
+    del document["pattern"], document["density"]
+    path.write_text(json.dumps(document))
+    assert LatencyTable.load(path) == table() and table().pattern == "dense" and table().density == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"precision": "sparse-i8"}, {"pattern": "bank64:step4", "density": 0.5}, {"density": 0.5},
+        {**SPARSE, "density": 0.0}, {**SPARSE, "density": 1.5}, {**SPARSE, "precision": "sparse-i7"},
+    ],
+)  # fmt: skip
+def test_axes_that_contradict_each_other_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        table(**wrong)
 
 
 def test_between_two_sizes_the_straight_line() -> None:

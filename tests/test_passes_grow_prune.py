@@ -45,7 +45,16 @@ def one_thread():
 
 def recipe(**changes):
     return GrowPrune(
-        **{"density": 0.2, "steps": 60, "batch": 16, "sequence": 16, "mask_every": 5, "amp": False, **changes}
+        **{
+            "density": 0.2,
+            "steps": 60,
+            "batch": 16,
+            "sequence": 16,
+            "mask_every": 5,
+            "amp": False,
+            "pattern": "unstructured",
+            **changes,
+        }
     )
 
 

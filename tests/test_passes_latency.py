@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from lstmopt.errors import LstmoptError
 from lstmopt.measure import Timing
+from lstmopt.measure.kind import Kind
 from lstmopt.passes.candidates import Candidate
-from lstmopt.passes.latency import COMBINATIONS, combinations, latency_models
+from lstmopt.passes.latency import COMBINATIONS, combinations, latency_models, predicted_latency
 from lstmopt.runtimes import Deployment
+from lstmopt.targets import RuntimeTarget, Target
 from tests.test_passes_resize import ONE, curve, language_model
 
 
@@ -45,6 +48,94 @@ def test_a_layer_costs_what_its_table_says() -> None:
     # The second layer reads 12 units and has 8: its table knows 8 and 8, which are fewer weights.
     assert found.predict({"lstm0": 12, "lstm1": 8}) == pytest.approx(60 + 120 + 80 * (12 + 8) / (8 + 8))
     assert found.parameters({"lstm0": 12, "lstm1": 8}) == 4 * 12 * (5 + 12) + 4 * 8 * (12 + 8)
+
+
+BOTH = Target(
+    name="both",
+    runtimes=(
+        RuntimeTarget(runtime="onnxruntime", precisions=("f32", "int8", "sparse-f32", "sparse-i8")),
+        RuntimeTarget(runtime="openvino", precisions=("f32", "sparse-i8")),
+    ),
+)
+OWN = {"lstm0": 12, "lstm1": 12}
+SIZES = (4, 6, 8, 12, 14)
+BANK, SHARED = "bank64:step4", "gate-shared64:step4"
+COST = {"f32": 1.0, "int8": 0.4, "sparse-f32": 1.2, "sparse-i8": 0.5}
+"""Microseconds a weight that is stored."""
+
+
+def layer_us(kind: Kind, hidden: int, inputs: int) -> float:
+    """What one layer of a made-up machine takes: a call, and each weight that is kept."""
+    return 3.0 + COST[kind.precision] * kind.density * 4 * hidden * (hidden + inputs)
+
+
+def whole_us(kind: Kind, sizes: dict[str, int]) -> float:
+    """What the whole model takes there: a rest of 50 us, whatever the layers are executed as."""
+    first, second = sizes["lstm0"], sizes["lstm1"]
+    return 50.0 + layer_us(kind, first, 5) + layer_us(kind, second, first)
+
+
+def tables(*kinds: Kind) -> list[Any]:
+    return [
+        curve(
+            name, SIZES, **kind._asdict(),
+            curve={size: layer_us(kind, size, 5 if name == "lstm0" else size) for size in SIZES},
+        )
+        for kind in kinds
+        for name in OWN
+    ]  # fmt: skip
+
+
+DENSE = Kind("onnxruntime", "f32"), Kind("onnxruntime", "int8")
+SPARSE = [
+    Kind("onnxruntime", precision, BANK, density)
+    for precision in ("sparse-f32", "sparse-i8")
+    for density in (0.0625, 0.25)
+]
+
+
+def sparse_models(*more: Kind) -> tuple[Any, ...]:
+    peers = [peer(whole_us(kind, OWN), kind.precision) for kind in DENSE]
+    return latency_models(language_model(), tables(*DENSE, *SPARSE, *more), peers, BOTH)
+
+
+def test_each_pattern_and_density_is_a_model_of_its_own_beside_the_f32_rest() -> None:
+    found = {item.kind: item for item in sparse_models(Kind("openvino", "sparse-i8", BANK, 0.25))}
+    assert set(found) == {*DENSE, *SPARSE, Kind("openvino", "sparse-i8", BANK, 0.25)}
+    assert all(found[kind].rest == pytest.approx(50.0) for kind in (*DENSE, *SPARSE))
+    assert found[Kind("openvino", "sparse-i8", BANK, 0.25)].rest == 0.0, "nothing is known of that runtime"
+    dense, sparse = found[DENSE[0]].parameters(OWN), found[SPARSE[1]].parameters(OWN)
+    assert sparse == round(dense / 4)
+
+
+def test_combinations_come_in_the_order_in_which_whole_models_are_fast() -> None:
+    """Sizes, formats and densities, between the measured ones too, ranked without any training."""
+    models = sparse_models()
+    combined = [
+        (kind._replace(density=density), {"lstm0": size, "lstm1": size})
+        for kind in (*DENSE, SPARSE[0], SPARSE[2])
+        for density in ((1.0,) if kind in DENSE else (0.0625, 0.1, 0.1875, 0.25))
+        for size in SIZES
+    ]
+    predicted = sorted(combined, key=lambda item: predicted_latency(models, *item))
+    assert predicted == sorted(combined, key=lambda item: whole_us(*item))
+    for kind, sizes in combined:
+        assert predicted_latency(models, kind, sizes) == pytest.approx(whole_us(kind, sizes))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        (Kind("onnxruntime", "sparse-i8", BANK, 0.05), "measured at 6.25%, 25% only"),
+        (Kind("onnxruntime", "sparse-i8", BANK, 0.5), "measured at 6.25%, 25% only"),
+        (Kind("onnxruntime", "sparse-i8", SHARED, 0.125), "no latency was measured"),
+        (Kind("openvino", "sparse-i8", BANK, 0.125), "no latency was measured"),
+        (Kind("onnxruntime", "sparse-i16", BANK, 0.125), "no latency was measured"),
+    ],
+)
+def test_what_was_not_measured_is_not_predicted(kind: Kind, fault: str) -> None:
+    with pytest.raises(LstmoptError, match=fault):
+        predicted_latency(sparse_models(), kind, OWN)
 
 
 def test_combinations_stay_within_bounds() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lstmopt.errors import LstmoptError
 from lstmopt.measure.fingerprint import fingerprint
+from lstmopt.measure.kind import Kind
 from lstmopt.measure.table import LatencyTable
+from lstmopt.passes.kinds import asked_kinds, usable_kinds
 from lstmopt.passes.latency import fitting
 from lstmopt.passes.probe import Probe, grid, model_layers
 from lstmopt.rnn.files import load_model
@@ -40,8 +45,8 @@ def probed(
     told: list[str] = []
     data = examples(workdir / "data.npz", 20)
     state = state_for(
-        load_model(folder / "model.onnx"), workdir / "run", data=data, target=SHORT,
-        progress=lambda text, fraction: told.append(text), **changes,
+        load_model(folder / "model.onnx"), workdir / "run", data=data,
+        progress=lambda text, fraction: told.append(text), **{"target": SHORT, **changes},
     )  # fmt: skip
     after = probe.run(state)
     measured = {text.split(":")[0] for text in told if text.startswith("probe ")}
@@ -99,6 +104,88 @@ def test_what_could_not_catch_up_is_left_out(folder: Path, tmp_path: Path) -> No
     tables, notes = probed(folder, tmp_path, peers=(peer(390.0), peer(100.0, "int8")))
     assert [item.precision for item in tables] == ["f32", "int8"]
     assert not any("not probed" in note for note in notes)
+
+
+MIXED = SHORT.model_copy(
+    update={
+        "runtimes": (
+            RuntimeTarget(runtime="onnxruntime", precisions=("f32", "sparse-i8")),
+            RuntimeTarget(runtime="openvino", precisions=("f32", "sparse-i8-shared")),
+        ),
+        "patterns": ("bank64:step4", "gate-shared64:step4"),
+    }
+)
+I8 = Kind("onnxruntime", "sparse-i8", "bank64:step4", 0.125)
+SHARED = Kind("openvino", "sparse-i8-shared", "gate-shared64:step4", 0.125)
+
+
+def test_what_is_asked_for_is_each_format_with_the_patterns_that_suit_it() -> None:
+    dense = [Kind("onnxruntime", "f32"), Kind("openvino", "f32")]
+    assert asked_kinds(MIXED, None, (0.125,)) == [dense[0], I8, dense[1], SHARED]
+    assert set(asked_kinds(MIXED, None, (0.125, 0.25, 0.25))) == {
+        *dense, I8, SHARED, I8._replace(density=0.25), SHARED._replace(density=0.25),
+    }  # fmt: skip
+    free = [I8._replace(pattern="unstructured"), SHARED._replace(pattern="unstructured")]
+    assert set(asked_kinds(MIXED, ("unstructured",), (0.125,))) == {*dense, *free}
+    assert asked_kinds(MIXED, ("bank32",), (0.125,)) == dense == asked_kinds(MIXED, (), (0.125,))
+    assert asked_kinds(MIXED, None, (3.1 / 100,))[1].density == 0.031
+    assert [kind for kind in usable_kinds([*dense, I8, SHARED]) if kind.density < 1] == [I8, SHARED]
+
+
+@pytest.fixture(scope="module")
+def mixed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[LatencyTable, ...]]:
+    """A run of the stage, and its tables."""
+    workdir = tmp_path_factory.mktemp("mixed")
+    return workdir, probed(folder, workdir, target=MIXED)[0]
+
+
+def test_sparse_layers_are_measured_by_pattern_and_density(
+    folder: Path, mixed: tuple[Path, tuple[LatencyTable, ...]]
+) -> None:
+    workdir, tables = mixed
+    assert {item.kind for item in tables} == set(asked_kinds(MIXED, None, (0.125,)))
+    assert all(item.dimensions == (12, 24) and item.sequence == 5 for item in tables)
+    again, notes = probed(folder, workdir, target=MIXED)
+    assert again == tables and not [note for note in notes if note.startswith("probe ")]
+    # Another density is another measurement: nothing of the cache is taken for it.
+    denser, notes = probed(folder, workdir, replace(HALF, densities=(0.5,)), target=MIXED)
+    assert {item.density for item in denser} == {1.0, 0.5}
+    assert len([note for note in notes if note.startswith("probe ")]) == 2
+
+
+def test_a_table_of_another_density_is_not_used(
+    folder: Path, mixed: tuple[Path, tuple[LatencyTable, ...]]
+) -> None:
+    workdir, tables = mixed
+    axes = {"precision": "sparse-i8", "pattern": "bank64:step4"}
+    wrong, right = given(**axes, density=0.25), given(**axes, density=0.125)
+    found, notes = probed(folder, workdir, target=MIXED, tables=(wrong,))
+    assert found == tables
+    assert any("bank64:step4 at 25%, was not used" in note and "not asked for" in note for note in notes)
+    found, _ = probed(folder, workdir, target=MIXED, tables=(wrong, right))
+    assert [item.curve == right.curve for item in found if item.kind == I8] == [True]
+
+
+def test_a_sparse_layer_that_alone_takes_longer_than_the_best_peer_is_left_out(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Dense peers say nothing about the ops: how they compare is measured, at the smallest size."""
+    alone = MIXED.model_copy(
+        update={"runtimes": (RuntimeTarget(runtime="onnxruntime", precisions=("sparse-i8",)),)}
+    )
+    tables, notes = probed(folder, tmp_path, target=alone, peers=(peer(1e-3),))
+    assert not tables
+    assert any(f"{I8.title} was not probed" in note and "with 12 units" in note for note in notes)
+    tables, notes = probed(folder, tmp_path, target=alone, peers=(peer(1e6),))
+    assert [item.kind for item in tables] == [I8] and not any("not probed" in note for note in notes)
+
+
+def test_faults_of_the_stage_s_axes_are_told() -> None:
+    for densities in ((0.0,), (0.5, 1.5)):
+        with pytest.raises(LstmoptError, match="not within 0..1"):
+            Probe(densities=densities)
+    with pytest.raises(LstmoptError, match="'bank': is unknown"):
+        Probe(patterns=("bank",))
 
 
 def test_the_grid_reaches_above_the_layers_own_size() -> None:
@@ -162,3 +249,38 @@ def test_the_shell_s_table_fits_the_threads_of_another_call(tmp_path: Path) -> N
     tables = (LatencyTable.load(path),)
     assert fitting(tables, layer, SHORT.model_copy(update={"threads": 2}))
     assert not fitting(tables, layer, SHORT)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_the_shell_s_axes(tmp_path: Path, sparse: bool) -> None:
+    """Each density of a pattern is a table and a picture of its own; without formats they are refused."""
+    precisions = '["f32", "sparse-i8"]' if sparse else '["f32"]'
+    (tmp_path / "short.toml").write_text(
+        f'name = "short"\nruntimes = [{{runtime = "onnxruntime", precisions = {precisions}}}]\n'
+        "shapes = [{batch = 1, sequence = 5}]\n"
+    )
+    options = ["--pattern", "bank64:step4", "--density", "6.25%", "--density", 0.5, "--json"]
+    where = ["--target", tmp_path / "short.toml", "-o", tmp_path / "out"]
+    result = call("probe", "--hidden-size", 24, "--step", 24, *options, *where)
+    if not sparse:
+        assert result.returncode == 2 and "no sparse precision of target short" in result.stderr
+        return
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)["rows"]
+    assert [(row["precision"], row["pattern"], row["density"]) for row in rows] == [
+        ("f32", "dense", 1.0), ("sparse-i8", "bank64:step4", 0.0625), ("sparse-i8", "bank64:step4", 0.5),
+    ]  # fmt: skip
+    assert [Path(row["table"]).name for row in rows] == [
+        "bare-24-onnxruntime-f32.json",
+        "bare-24-onnxruntime-sparse-i8-bank64-step4-0.0625.json",
+        "bare-24-onnxruntime-sparse-i8-bank64-step4-0.5.json",
+    ]
+    for row in rows:
+        assert LatencyTable.load(Path(row["table"])).density == row["density"]
+        assert Path(row["picture"]).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("options", [("--density", 0), ("--density", "101%"), ("--pattern", "bank")])
+def test_the_shell_refuses_axes_that_make_no_sense(tmp_path: Path, options: tuple[str, ...]) -> None:
+    result = call("probe", "--hidden-size", 24, *options, "-o", tmp_path / "out")
+    assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1, result.stderr

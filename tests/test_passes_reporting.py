@@ -16,14 +16,16 @@ import pytest
 import lstmopt
 from lstmopt import measure
 from lstmopt.measure.statistics import Spread
+from lstmopt.measure.table import LatencyTable
 from lstmopt.measure.timing import Comparison
 from lstmopt.passes import Export, Resize, Simplify
 from lstmopt.passes.candidates import assess, build, key
 from lstmopt.passes.export import choose
-from lstmopt.passes.reporting import KEPT_INTERRUPTED, report
+from lstmopt.passes.reporting import KEPT_INTERRUPTED, curves, report, write_latency
 from lstmopt.report.html import render_html
 from lstmopt.rnn.files import load_model
 from tests.test_cli_errors import classifier, examples
+from tests.test_measure_table import table
 from tests.test_pipeline import ONE, Count
 
 X = np.random.default_rng(5).standard_normal((60, 6, 4)).astype(np.float32)
@@ -148,3 +150,15 @@ def test_agreement_reaches_the_report(folder: Path, tmp_path: Path) -> None:
     assert made.contract.agreement == made.peers[0].agreement == 1.0
     (record,) = (item for item in made.candidates if item.name == "pruned")
     assert record.agreement is not None and record.agreement < 1.0  # it always answers with the first class
+
+
+def test_each_density_of_a_layer_has_its_own_table_picture_and_curve(tmp_path: Path) -> None:
+    axes = {"precision": "sparse-i8", "pattern": "bank64:step4"}
+    tables = [table(), *(table(**axes, density=density) for density in (0.0625, 0.125))]
+    write_latency(tmp_path, tables)
+    stems = {path.stem for path in tmp_path.glob("*.png")}
+    assert stems == {"bare-openvino-f32"} | {
+        f"bare-openvino-sparse-i8-bank64-step4-{density}" for density in (0.0625, 0.125)
+    }
+    assert {LatencyTable.load(tmp_path / f"{stem}.json").density for stem in stems} == {1.0, 0.0625, 0.125}
+    assert [item.title for item in curves(tables)][1] == "bare, openvino sparse-i8, bank64:step4 at 6.25%"

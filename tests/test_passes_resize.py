@@ -238,6 +238,38 @@ def test_the_runtime_in_which_the_model_is_fastest_decides() -> None:
     assert chosen(*slow, fast[0], scale=0.8)[0] == [5, 5]  # int8 of one layer alone says nothing
 
 
+MIXED = Target(
+    name="mixed", runtimes=(RuntimeTarget(runtime="onnxruntime", precisions=("f32", "int8", "sparse-i8")),)
+)
+
+
+def sparse(sizes: tuple[int, ...], each: float, density: float = 0.125) -> list[Any]:
+    """Tables of both layers, in our op at one density."""
+    axes = {"precision": "sparse-i8", "pattern": "bank64:step4", "density": density}
+    return [curve(name, sizes, each=each, **axes) for name in ("lstm0", "lstm1")]
+
+
+def test_points_are_those_of_the_tables_that_the_model_is_executed_as() -> None:
+    dense = [curve(name, (7, 12), each=3.0) for name in ("lstm0", "lstm1")]
+    some = [*dense, *sparse((6, 12), 1.0), *sparse((5, 12), 2.0, 0.25)]
+    assert chosen(*some, scale=0.8, target=MIXED)[0] == [6, 6], "the fastest one's"
+    assert chosen(*some, scale=0.8, density=0.25, target=MIXED)[0] == [5, 5], "not another density's"
+    assert chosen(*some, scale=0.8, precision="f32", target=MIXED)[0] == [7, 7]
+    assert chosen(*some, scale=0.8, pattern="bank32", target=MIXED)[0] == [7, 7], "dense ones have no pattern"
+    assert chosen(*some, scale=0.8, target=ONE)[0] == [7, 7], "the target has no sparse precision"
+    sizes, notes = chosen(*some, scale=0.8, precision="int8", target=MIXED)
+    assert sizes == [8, 8] and "do not cover" in notes[0]
+
+
+def test_a_speed_counts_the_weights_that_a_density_leaves() -> None:
+    """Both are fast enough at the full size: the one that keeps more weights is taken."""
+    dense = [curve(name, (8, 12), each=3.0) for name in ("lstm0", "lstm1")]
+    sizes, notes = chosen(*dense, *sparse((8, 12), 1.0), speed=1.0, target=MIXED)
+    assert sizes == [12, 12] and "predicted in onnxruntime sparse-i8" in notes[0]
+    _, notes = chosen(*dense, *sparse((8, 12), 2.9), speed=1 / 1.1, target=MIXED)
+    assert "predicted in onnxruntime f32" in notes[0]
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -21,7 +21,7 @@ import lstmopt
 from lstmopt.errors import LstmoptError
 from lstmopt.passes import Export, Simplify, Trained, Verify
 from lstmopt.passes.convert import export_model
-from lstmopt.passes.formats import DENSE, Chooser, Measured, allowed_formats
+from lstmopt.passes.formats import DENSE, Chooser, Measured
 from lstmopt.passes.sparse_ops import RoundWeights, SparseOps, sparse_places
 from lstmopt.passes.trained import pattern_of
 from lstmopt.report.schema import Manifest, Report
@@ -37,6 +37,7 @@ from lstmopt.runtimes import open_session, runtime
 from lstmopt.runtimes.ops import available
 from lstmopt.sparsity.formats import FORMATS
 from lstmopt.sparsity.patterns import parse_pattern
+from lstmopt.sparsity.precisions import allowed_formats
 from lstmopt.targets import RuntimeTarget, Target
 from tests.graphs import Drawn, feeds_for, lstm_graphs
 from tests.ops import error

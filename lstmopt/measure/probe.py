@@ -6,20 +6,17 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from lstmopt.measure.bare import build_bare, random_layer
 from lstmopt.measure.fingerprint import fingerprint
+from lstmopt.measure.kind import DENSE, Kind
 from lstmopt.measure.lock import machine_lock
 from lstmopt.measure.process import Calls, Candidate, Worker, write_feeds
 from lstmopt.measure.search import MOST_REPEATS, search
 from lstmopt.measure.table import LatencyTable
 from lstmopt.measure.timing import quiet_block
-from lstmopt.rnn.cells import LSTM
-from lstmopt.rnn.files import save_model
-from lstmopt.rnn.weights import RnnWeights
-from lstmopt.rnn.writer import rnn_model
 from lstmopt.runtimes import runtime as find_runtime
 
 Progress = Callable[[str, float], None]
@@ -35,13 +32,15 @@ def probe_layer(
     directions: int,
     runtime: str,
     precision: str,
+    pattern: str = DENSE,
+    density: float = 1.0,
     threads: int,
     batch: int,
     sequence: int,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> LatencyTable:
-    """Returns the latency table of a bare LSTM layer with random weights.
+    """Returns the latency table of a bare LSTM layer with random weights and, if sparse, a random mask.
 
     Each block is timed beside blocks of the largest hidden size in another process, so that a drift of
     the machine cancels.
@@ -52,7 +51,9 @@ def probe_layer(
         hidden_sizes: that may be chosen, in any order.
         directions: 1, or 2 for a bidirectional layer.
         runtime: the runtime's name.
-        precision: one that the runtime has here.
+        precision: one that the runtime has here, or a format of the native ops such as "sparse-i8".
+        pattern: of a sparse precision's masks, "dense" for the others.
+        density: share of the weights that a sparse layer keeps.
         threads: of one inference.
         batch: sequences a call.
         sequence: steps a call.
@@ -66,6 +67,7 @@ def probe_layer(
         LstmoptError: the runtime does not build or run the layer, or another measurement holds the machine.
     """
     engine = find_runtime(runtime)
+    kind = Kind(runtime, precision, pattern, density)
     dims = sorted(set(hidden_sizes))
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder, machine_lock(progress):
 
@@ -74,10 +76,8 @@ def probe_layer(
             place = Path(folder) / str(hidden)
             place.mkdir()
             inputs = input_size or hidden
-            source = place / "source.onnx"
-            weights = _random_layer(hidden, inputs, directions, seed)
-            save_model(rnn_model(weights, sequence=sequence, batch=batch), source)
-            deployment = engine.build(source, precision, place / "built")
+            weights = random_layer(hidden, inputs, directions, seed)
+            deployment = build_bare(weights, kind, place, sequence=sequence, batch=batch)
             x = np.random.default_rng(seed).standard_normal((sequence, batch, inputs)).astype(np.float32)
             item = Candidate(f"{layer} {hidden}", deployment, [(1.0, {"x": x})])
             return item, write_feeds(item, place / "feeds")
@@ -104,6 +104,8 @@ def probe_layer(
         runtime=runtime,
         version=engine.status().version,
         precision=precision,
+        pattern=pattern,
+        density=density,
         threads=threads,
         batch=batch,
         sequence=sequence,
@@ -142,23 +144,6 @@ def _latency(worker: Worker) -> float:
     return float(np.median(quiet_block(worker, BLOCK_MS)[0].samples))
 
 
-def _random_layer(hidden: int, inputs: int, directions: int, seed: int) -> RnnWeights:
-    rng = np.random.default_rng(seed)
-    scale = 1 / np.sqrt(hidden)
-
-    def draw(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        return rng.uniform(-scale, scale, shape).astype(np.float32)
-
-    gates = len(LSTM.gates)
-    return RnnWeights(
-        cell=LSTM,
-        direction="bidirectional" if directions == 2 else "forward",
-        w=draw(directions, gates, hidden, inputs),
-        r=draw(directions, gates, hidden, hidden),
-        b=draw(directions, 2, gates, hidden),
-    )
-
-
 def plot_table(table: LatencyTable, path: Path) -> None:
     """Writes a PNG of a table: the curve, the samples behind it, points and bins marked.
 
@@ -192,8 +177,8 @@ def plot_table(table: LatencyTable, path: Path) -> None:
     axes.set_ylabel("latency, µs")
     inputs = "input = hidden" if table.input_size is None else f"input {table.input_size}"
     axes.set_title(
-        f"{table.layer}: {table.runtime} {table.version} {table.precision}, batch {table.batch}, "
-        f"sequence {table.sequence}, {table.threads} thread, {inputs}\n{table.fingerprint.cpu}",
+        f"{table.layer}: {table.kind.title}, batch {table.batch}, sequence {table.sequence}, "
+        f"{table.threads} thread, {inputs}\n{table.runtime} {table.version}, {table.fingerprint.cpu}",
         fontsize=9,
         loc="left",
     )

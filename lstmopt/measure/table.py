@@ -1,4 +1,4 @@
-"""A latency table: what one layer costs by hidden size, on one machine, runtime and precision."""
+"""A latency table: what one layer costs by hidden size, on one machine, executed in one way."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lstmopt.errors import LstmoptError
 from lstmopt.measure.fingerprint import Fingerprint, fingerprint
+from lstmopt.measure.kind import DENSE, Kind
+from lstmopt.sparsity.precisions import sparse_format
 
 
 class LatencyTable(BaseModel):
@@ -21,7 +23,9 @@ class LatencyTable(BaseModel):
         fingerprint: the machine.
         runtime: its name.
         version: the runtime's version.
-        precision: such as "f32".
+        precision: such as "f32"; "sparse-i8" is the format i8 of the native ops.
+        pattern: of the masks that were measured; "dense" where all weights are there.
+        density: share of the weights that the pattern was asked to keep.
         threads: of one inference.
         batch: sequences a call.
         sequence: steps a call.
@@ -46,6 +50,8 @@ class LatencyTable(BaseModel):
     runtime: str
     version: str
     precision: str
+    pattern: str = DENSE
+    density: float = Field(default=1.0, gt=0, le=1)
     threads: int = Field(ge=1)
     batch: int = Field(ge=1)
     sequence: int = Field(ge=1)
@@ -70,7 +76,16 @@ class LatencyTable(BaseModel):
             raise ValueError("a latency is not positive")
         if not set(self.hysteresis_points) <= set(self.dimensions):
             raise ValueError("a point is not among the dimensions")
+        if (sparse_format(self.precision) is None) is not (self.pattern == DENSE):
+            raise ValueError(f"precision {self.precision} with pattern {self.pattern}")
+        if self.pattern == DENSE and self.density != 1:
+            raise ValueError(f"a dense layer of density {self.density:g}")
         return self
+
+    @property
+    def kind(self) -> Kind:
+        """As what the layer was executed."""
+        return Kind(self.runtime, self.precision, self.pattern, self.density)
 
     def latency(self, hidden_size: int) -> float:
         """Returns the latency of one call in microseconds.

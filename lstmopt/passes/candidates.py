@@ -13,12 +13,13 @@ from pydantic import BaseModel, ConfigDict
 
 from lstmopt import keys, measure
 from lstmopt.errors import LstmoptError
-from lstmopt.passes.formats import Chooser, FormatsOf, build_sparse, is_sparse
+from lstmopt.passes.formats import Chooser, FormatsOf, build_sparse
 from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.runtimes import open_session, runtime
 from lstmopt.runtimes.base import Deployment
+from lstmopt.sparsity.precisions import is_sparse
 from lstmopt.tasks.base import Degradation, Evaluation, degradation, load_evaluation, save_evaluation
 
 if TYPE_CHECKING:

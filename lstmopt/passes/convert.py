@@ -16,7 +16,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.keys import versions
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes.candidates import Feeds, timing_calls
-from lstmopt.passes.formats import Chooser, build_sparse, is_sparse, nothing_sparse
+from lstmopt.passes.formats import Chooser, build_sparse, nothing_sparse
 from lstmopt.passes.rewrites import FixShapes
 from lstmopt.report.folder import MANIFEST, manifest_files, write_folder
 from lstmopt.report.schema import Manifest, StateRecord
@@ -26,6 +26,7 @@ from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes import Runtime, open_session
 from lstmopt.runtimes import runtime as find_runtime
 from lstmopt.runtimes.base import Deployment
+from lstmopt.sparsity.precisions import is_sparse
 from lstmopt.targets import Target, load_target
 
 if TYPE_CHECKING:

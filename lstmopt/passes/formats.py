@@ -20,7 +20,8 @@ from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.writer import rnn_model
 from lstmopt.runtimes import runtime
 from lstmopt.runtimes.base import SPARSE, Feeds
-from lstmopt.sparsity.formats import FORMATS, format_named
+from lstmopt.sparsity.formats import FORMATS
+from lstmopt.sparsity.precisions import allowed_formats
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -54,23 +55,6 @@ class Measured:
         """Returns the fastest of some formats and of the dense kernel."""
         found = {name: took for name, took in self.latency_us.items() if name in (*allowed, DENSE)}
         return min(found, key=found.__getitem__)
-
-
-def is_sparse(precision: str) -> bool:
-    """Whether a precision names sparse ops."""
-    return precision.startswith(SPARSE)
-
-
-def allowed_formats(precision: str) -> tuple[str, ...]:
-    """Returns the formats that are at least as exact as a precision says, such as "sparse-i8".
-
-    Raises:
-        LstmoptError: it names no format.
-    """
-    name = precision.removeprefix(SPARSE)
-    kin = [item for item in FORMATS.values() if item.name == name or item.name.startswith(f"{name}-")]
-    bound = max((item.error for item in kin), default=format_named(name).error)
-    return tuple(item.name for item in FORMATS.values() if item.error <= bound)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,15 @@ It only chooses between combinations of hidden sizes; what is chosen is measured
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from lstmopt.errors import LstmoptError
+from lstmopt.measure.kind import DENSE, Kind
 from lstmopt.measure.table import LatencyTable
 from lstmopt.rnn.groups import analyse
 
@@ -74,13 +78,13 @@ def fitting(tables: Sequence[LatencyTable], layer: Layer, target: Target) -> lis
     shape = max(target.shapes, key=lambda item: item.weight)
     wanted = {(item.runtime, precision) for item in target.runtimes for precision in item.precisions}
     calls = (layer.input_size, layer.directions, target.threads, shape.batch, shape.sequence)
-    found: dict[tuple[str, str], LatencyTable] = {}
+    found: dict[Kind, LatencyTable] = {}
     for table in tables:
         same = (table.input_size, table.directions, table.threads, table.batch, table.sequence) == calls
         inside = min(table.dimensions) <= layer.hidden_size <= max(table.dimensions)
         if same and inside and (table.runtime, table.precision) in wanted:
             mine = table if table.layer == layer.name else table.model_copy(update={"layer": layer.name})
-            found.setdefault((table.runtime, table.precision), mine)
+            found.setdefault(table.kind, mine)
     return list(found.values())
 
 
@@ -89,24 +93,22 @@ class LatencyModel:
     """One model's latency in one runtime and precision, by the hidden sizes of its layers.
 
     Attributes:
-        runtime: its name.
-        precision: such as "int8".
+        kind: runtime and precision, and the pattern and density of sparse layers.
         rest: everything but the layers that can change, microseconds.
         tables: of each layer that can change, by its name.
         sources: the layers whose hidden units such a layer reads, by its name, each once a direction;
             empty where it reads something else.
     """
 
-    runtime: str
-    precision: str
+    kind: Kind
     rest: float
     tables: Mapping[str, LatencyTable]
     sources: Mapping[str, tuple[str, ...]]
 
     @property
     def title(self) -> str:
-        """Runtime and precision in one line."""
-        return f"{self.runtime} {self.precision}"
+        """The kind in one line."""
+        return self.kind.title
 
     def predict(self, sizes: Mapping[str, int]) -> float:
         """Returns the latency of one call, microseconds.
@@ -131,17 +133,21 @@ class LatencyModel:
         return sum(sizes[source] for source in self.sources[name]) or table.input_size or sizes[name]
 
     def parameters(self, sizes: Mapping[str, int]) -> int:
-        """Returns the entries of W and R of the layers that can change, given their hidden sizes."""
-        return sum(
+        """Returns the entries of W and R that the layers that can change keep, given their hidden sizes."""
+        whole = sum(
             4 * table.directions * sizes[name] * (self.inputs(name, sizes) + sizes[name])
             for name, table in self.tables.items()
         )
+        return round(self.kind.density * whole)
 
 
 def latency_models(
     model: ir.Model, tables: Sequence[LatencyTable], peers: Sequence[Candidate], target: Target
 ) -> tuple[LatencyModel, ...]:
-    """Returns a latency model for each runtime and precision in which every layer has a table.
+    """Returns a latency model for each kind in which every layer has a table.
+
+    The peers are dense. What a model of sparse layers costs beside them is taken from the same runtime's
+    f32, where that is known, or else from its first precision that is.
 
     Args:
         model: the graph, with the hidden sizes that the peers have.
@@ -151,21 +157,55 @@ def latency_models(
     """
     analysis = analyse(model)
     layers = free_layers(analysis)
-    by_kind: dict[tuple[str, str], dict[str, LatencyTable]] = {}
+    by_kind: dict[Kind, dict[str, LatencyTable]] = {}
     for layer in layers:
         for table in fitting(tables, layer, target):
-            by_kind.setdefault((table.runtime, table.precision), {})[layer.name] = table
+            by_kind.setdefault(table.kind, {})[layer.name] = table
     own = {layer.name: layer.hidden_size for layer in layers}
     sources = {layer.name: _sources(analysis, layer.name, own) for layer in layers}
-    whole = {(peer.deployment.runtime, peer.deployment.precision): peer.latency.median for peer in peers}
-    found = []
-    for (runtime, precision), mine in by_kind.items():
-        if set(mine) != set(own):
-            continue
-        alone = LatencyModel(runtime, precision, 0.0, mine, sources)
-        rest = max(0.0, whole.get((runtime, precision), 0.0) - alone.predict(own))
-        found.append(LatencyModel(runtime, precision, rest, mine, sources))
-    return tuple(found)
+    alone = [
+        LatencyModel(kind, 0.0, mine, sources) for kind, mine in by_kind.items() if set(mine) == set(own)
+    ]
+    whole = {Kind(peer.deployment.runtime, peer.deployment.precision): peer.latency.median for peer in peers}
+    rests = {
+        item.kind: max(0.0, whole[item.kind] - item.predict(own)) for item in alone if item.kind in whole
+    }
+
+    def rest(kind: Kind) -> float:
+        """Returns what everything but the layers that can change takes."""
+        if kind.pattern == DENSE:
+            return rests.get(kind, 0.0)
+        beside = [value for known, value in rests.items() if known.runtime == kind.runtime]
+        return rests.get(Kind(kind.runtime, "f32"), next(iter(beside), 0.0))
+
+    return tuple(replace(item, rest=rest(item.kind)) for item in alone)
+
+
+def predicted_latency(models: Sequence[LatencyModel], kind: Kind, sizes: Mapping[str, int]) -> float:
+    """Returns what a combination of kind and hidden sizes costs, microseconds of one call of the whole model.
+
+    With it combinations of sizes, patterns, densities and formats can be ranked before any is trained.
+
+    Args:
+        models: from `latency_models`.
+        kind: runtime, precision, pattern and density; between two densities that were measured the straight
+            line counts.
+        sizes: hidden size of every layer that can change.
+
+    Raises:
+        LstmoptError: nothing was measured of the runtime, precision and pattern, or only at densities that
+            are all larger or all smaller.
+    """
+    like = {item.kind.density: item for item in models if item.kind[:3] == kind[:3]}
+    known = sorted(like)
+    if not known or not known[0] <= kind.density <= known[-1]:
+        measured = ", ".join(f"{100 * density:g}%" for density in known)
+        raise LstmoptError(
+            kind.title,
+            f"latency was measured at {measured} only" if known else "no latency was measured",
+            "give Probe such densities and patterns",
+        )
+    return float(np.interp(kind.density, known, [like[density].predict(sizes) for density in known]))
 
 
 def _sources(analysis: Analysis, name: str, own: Mapping[str, int]) -> tuple[str, ...]:

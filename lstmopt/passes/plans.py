@@ -13,11 +13,12 @@ import numpy as np
 
 from lstmopt.errors import LstmoptError
 from lstmopt.passes.candidates import Built, build, compare, key
-from lstmopt.passes.formats import allowed_formats, is_sparse, smallest_formats
+from lstmopt.passes.formats import smallest_formats
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.rnn.writer import write_weights
 from lstmopt.runtimes import runtime
 from lstmopt.sparsity.patterns import parse_pattern
+from lstmopt.sparsity.precisions import allowed_formats, is_sparse
 from lstmopt.targets import RuntimeTarget, Target
 
 if TYPE_CHECKING:

@@ -1,27 +1,28 @@
-"""Measures latency against hidden size for the layers of a model, or for a bare one."""
+"""Measures latency against hidden size for the layers of a model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
-
 from lstmopt.errors import LstmoptError
 from lstmopt.measure.fingerprint import fingerprint
-from lstmopt.measure.probe import plot_table, probe_layer
+from lstmopt.measure.kind import DENSE, Kind
+from lstmopt.measure.probe import probe_layer
 from lstmopt.measure.table import LatencyTable
 from lstmopt.passes.candidates import best_peer
+from lstmopt.passes.kinds import DENSITIES, asked_kinds, usable_kinds
 from lstmopt.passes.latency import Layer, fitting, free_layers
-from lstmopt.rnn.files import load_model
 from lstmopt.rnn.groups import analyse
 from lstmopt.rnn.reader import require_rnns
 from lstmopt.runtimes import runtime
-from lstmopt.targets import Target, load_target
+from lstmopt.runtimes.ops import library
+from lstmopt.sparsity.patterns import parse_pattern
+from lstmopt.targets import Target
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,33 +30,45 @@ if TYPE_CHECKING:
     from lstmopt.pipeline import State
 
 Progress = Callable[[str, float], None]
-Kind = tuple[str, str]
-"""A runtime and a precision."""
-
 LARGEST = 1.1
 """Largest hidden size that is measured, as a share of the layer's own: what lies there may be as fast."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Stage: a latency table for each kind of layer, runtime and precision.
+    """Stage: a latency table for each kind of layer, runtime, precision, and pattern and density if sparse.
 
-    Where the peers are measured, a runtime and precision that could not catch up with the best of them
-    even at the smallest hidden size is left out.
+    Where the peers are measured, what could not catch up with the best of them even at the smallest hidden
+    size is left out.
 
     Args:
         step: grid of hidden sizes, counted down from the layer's own.
         smallest: least hidden size, as a share of the layer's own.
         largest: largest hidden size, as a share of the layer's own.
+        densities: of the weights of sparse layers, in 0..1.
+        patterns: of sparse layers; None takes the target's first. Those that a format suits are measured in it.
+
+    Raises:
+        LstmoptError: a density outside 0..1, or an unknown pattern.
     """
 
     step: int = 8
     smallest: float = 0.4
     largest: float = LARGEST
+    densities: tuple[float, ...] = DENSITIES
+    patterns: tuple[str, ...] | None = None
 
     name: ClassVar[str] = "probe"
     needs: ClassVar[tuple[str, ...]] = ("model", "target")
     gives: ClassVar[tuple[str, ...]] = ("tables",)
+
+    def __post_init__(self) -> None:
+        if not all(0 < density <= 1 for density in self.densities):
+            raise LstmoptError(
+                "Probe(densities)", f"{self.densities} are not within 0..1", "give shares such as 0.125"
+            )
+        for pattern in self.patterns or ():
+            parse_pattern(pattern)
 
     def run(self, state: State) -> State:
         """Returns the state with a table for each layer, those that were given among them.
@@ -68,7 +81,8 @@ class Probe:
             LstmoptError: the model has no layer that can be changed.
         """
         layers = model_layers(state.model, state.source.name)
-        kinds, notes = self._worth(state)
+        asked = asked_kinds(state.target, self.patterns, self.densities)
+        kinds, notes = self._worth(state, usable_kinds(asked))
         tables: list[LatencyTable] = []
         strange, used = list(state.tables), list[LatencyTable]()
         cache = state.run_folder / "latency"
@@ -78,9 +92,11 @@ class Probe:
             strange = [table for table in strange if table not in like]
             # Only a wish to grow needs the sizes above the layer's own.
             top = dims[-1] if self.largest > LARGEST else layer.hidden_size
-            given, told = _sufficient(like, layer, dims[0], top)
+            given, told = _sufficient(like, layer, asked, dims[0], top)
             notes += told
             used += given.values()
+            kinds, told = _fast_enough(layer, dims[0], state, kinds, given)
+            notes += told
             missing = [kind for kind in kinds if kind not in given]
             tables += fitting(tuple(given.values()), layer, state.target)
             tables += layer_tables(layer, dims, state.target, cache, state.progress, missing)
@@ -88,35 +104,75 @@ class Probe:
         notes += [note for table in state.tables if table in used for note in _foreign(table)]
         return replace(state, tables=tuple(tables), notes=(*state.notes, *notes))
 
-    def _worth(self, state: State) -> tuple[list[Kind], list[str]]:
-        """Returns the runtimes and precisions that may win, and notes on those that cannot."""
-        kinds = usable_kinds(state.target)
+    def _worth(self, state: State, kinds: list[Kind]) -> tuple[list[Kind], list[str]]:
+        """Returns the kinds that may win as far as the peers tell, and notes on those that cannot.
+
+        The peers are dense, and tell nothing about sparse kinds: see `_fast_enough`.
+        """
         if not state.peers:
             return kinds, []
         best = best_peer(state.peers)
         notes = []
         for peer in state.peers:
-            kind = peer.deployment.runtime, peer.deployment.precision
+            kind = Kind(peer.deployment.runtime, peer.deployment.precision)
             slower = peer.latency.median / best.latency.median
             # Smaller hidden sizes save no more than their square: that is what the weights shrink by.
             if kind in kinds and slower > 1 / self.smallest**2:
                 kinds.remove(kind)
                 notes.append(
-                    f"{' '.join(kind)} was not probed: {slower:.1f} times the latency of "
+                    f"{kind.title} was not probed: {slower:.1f} times the latency of "
                     f"{best.deployment.runtime} {best.deployment.precision}, too much for smaller sizes"
                 )
         return kinds, notes
 
 
+def _fast_enough(
+    layer: Layer, size: int, state: State, kinds: list[Kind], given: Collection[Kind]
+) -> tuple[list[Kind], list[str]]:
+    """Returns the kinds without sparse ones that cannot win, and notes on these.
+
+    A sparse kind cannot in which this layer alone, at its smallest hidden size, takes as long as a whole
+    call of the best peer does: one size is measured before all are.
+
+    Args:
+        layer: what to measure.
+        size: its smallest hidden size.
+        state: for target, peers and cache.
+        kinds: all that may win so far.
+        given: those of which there is a table.
+    """
+    sparse = [kind for kind in kinds if kind.pattern != DENSE and kind not in given]
+    if not state.peers or not sparse:
+        return kinds, []
+    best = best_peer(state.peers).latency.median
+    # The peers' latencies are means over the target's calls: this one counts with its share.
+    weights = [shape.weight for shape in state.target.shapes]
+    share, lost, notes = max(weights) / sum(weights), list[Kind](), list[str]()
+    cache = state.run_folder / "latency"
+    for kind, table in zip(
+        sparse, layer_tables(layer, [size], state.target, cache, state.progress, sparse), strict=True
+    ):
+        least = share * table.latency(size)
+        if least >= best:
+            lost.append(kind)
+            notes.append(
+                f"{kind.title} was not probed: {layer.name} alone takes {least:.0f} us with {size} "
+                f"units, the whole model {best:.0f} us in the best peer"
+            )
+    return [kind for kind in kinds if kind not in lost], notes
+
+
 def _sufficient(
-    tables: Sequence[LatencyTable], layer: Layer, low: int, high: int
+    tables: Sequence[LatencyTable], layer: Layer, asked: Collection[Kind], low: int, high: int
 ) -> tuple[dict[Kind, LatencyTable], list[str]]:
     """Returns the first of a layer's tables of each kind that covers the sizes, and notes on the others."""
     found: dict[Kind, LatencyTable] = {}
     notes = []
     for table in tables:
-        kind, sizes = (table.runtime, table.precision), table.dimensions
-        if min(sizes) > low or max(sizes) < high:
+        kind, sizes = table.kind, table.dimensions
+        if kind not in asked:
+            fault = "that pattern and density are not asked for"
+        elif min(sizes) > low or max(sizes) < high:
             fault = f"it has hidden sizes {min(sizes)} to {max(sizes)}, {low} to {high} are needed"
         elif kind in found:
             fault = "another one that was given comes first"
@@ -124,7 +180,7 @@ def _sufficient(
             found[kind] = table
             continue
         notes.append(
-            f"the latency table of {table.layer}, {' '.join(kind)}, was not used for {layer.name}: {fault}"
+            f"the latency table of {table.layer}, {kind.title}, was not used for {layer.name}: {fault}"
         )
     return found, notes
 
@@ -133,7 +189,7 @@ def _unused(table: LatencyTable) -> str:
     size = "as its hidden size" if table.input_size is None else str(table.input_size)
     return (
         f"the latency table of {table.layer} was not used, no layer of the model on the target's calls is "
-        f"like it: {table.runtime} {table.precision}, {table.threads} thread(s), batch {table.batch}, "
+        f"like it: {table.kind.title}, {table.threads} thread(s), batch {table.batch}, "
         f"{table.sequence} steps, input size {size}, hidden sizes up to {max(table.dimensions)}"
     )
 
@@ -165,17 +221,6 @@ def model_layers(model: ir.Model, source: str) -> tuple[Layer, ...]:
     return free_layers(analyse(model))
 
 
-def usable_kinds(target: Target) -> list[Kind]:
-    """Returns the runtimes and precisions of a target that this machine runs."""
-    return [
-        (wanted.runtime, precision)
-        for wanted in target.runtimes
-        if runtime(wanted.runtime).status().usable
-        for precision in wanted.precisions
-        if precision in runtime(wanted.runtime).precisions()
-    ]
-
-
 def grid(hidden_size: int, step: int, smallest: float, largest: float = LARGEST) -> list[int]:
     """Returns the hidden sizes to choose from, ascending: the layer's own and multiples of the step.
 
@@ -195,7 +240,7 @@ def grid(hidden_size: int, step: int, smallest: float, largest: float = LARGEST)
 def layer_tables(
     layer: Layer, dims: list[int], target: Target, cache: Path, progress: Progress, kinds: Sequence[Kind]
 ) -> Iterator[LatencyTable]:
-    """Yields a table for each runtime and precision, from the cache where it is there.
+    """Yields a table for each kind, from the cache where it is there.
 
     Args:
         layer: what to measure.
@@ -203,28 +248,30 @@ def layer_tables(
         target: for threads and shape, of several the most frequent one.
         cache: folder of tables measured before.
         progress: told how far it is.
-        kinds: runtimes and precisions, of those that this machine runs.
+        kinds: of those that this machine runs.
 
     Raises:
         LstmoptError: a runtime does not build or run such a layer.
     """
     shape = max(target.shapes, key=lambda item: item.weight)
-    for name, precision in kinds:
+    for kind in kinds:
         what: dict[str, Any] = {
             "input_size": layer.input_size,
             "hidden_sizes": dims,
             "directions": layer.directions,
-            "runtime": name,
-            "precision": precision,
+            "runtime": kind.runtime,
+            "precision": kind.precision,
             "threads": target.threads,
             "batch": shape.batch,
             "sequence": shape.sequence,
         }
-        identity = json.dumps(
-            [what, runtime(name).status().version, fingerprint().model_dump()], sort_keys=True
-        )
+        version = [runtime(kind.runtime).status().version]
+        if kind.pattern != DENSE:
+            what |= {"pattern": kind.pattern, "density": kind.density}
+            version.append(hashlib.sha256(library(kind.runtime).read_bytes()).hexdigest())
+        identity = json.dumps([what, *version, fingerprint().model_dump()], sort_keys=True)
         path = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
-        title = f"probe {layer.name}, {name} {precision}"
+        title = f"probe {layer.name}, {kind.title}"
         if path.is_file():
             try:
                 yield LatencyTable.load(path).model_copy(update={"layer": layer.name})
@@ -238,117 +285,3 @@ def layer_tables(
         table = probe_layer(layer=layer.name, progress=told, **what)
         table.save(path)
         yield table
-
-
-class ProbeRow(BaseModel):
-    """One table in short."""
-
-    model_config = ConfigDict(frozen=True)
-
-    layer: str
-    runtime: str
-    precision: str
-    points: tuple[int, ...]
-    bins: tuple[tuple[int, int], ...]
-    latency_us: float
-    resolution: float
-    measurements: int
-    exhaustive: int
-    confidence: float
-    table: str
-    picture: str
-
-
-class ProbeResult(BaseModel):
-    """What `lstmopt probe` has found and written."""
-
-    model_config = ConfigDict(frozen=True)
-
-    cpu: str
-    rows: tuple[ProbeRow, ...]
-
-    def render(self) -> Any:
-        """Returns the shell's table."""
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(
-            "layer", "runtime", "hysteresis points", "bins", "at its own size", "resolution", "measured"
-        )
-        for row in self.rows:
-            shown = ", ".join(str(point) for point in row.points[:8]) + (
-                ", ..." if len(row.points) > 8 else ""
-            )
-            table.add_row(
-                row.layer,
-                f"{row.runtime} {row.precision}",
-                shown,
-                str(len(row.bins)),
-                f"{row.latency_us:.0f} us",
-                f"{row.resolution:.2%}",
-                f"{row.measurements} of {row.exhaustive}, {row.confidence:.0%} sure",
-            )
-        files = [Text(f"{row.table}\n{row.picture}") for row in self.rows]
-        return Group(Text(self.cpu), table, *files)
-
-
-def probe_to_folder(
-    model: Path | None,
-    target: str | Path | Target,
-    hidden_size: int | None,
-    input_size: int | None,
-    step: int,
-    output: Path,
-    progress: Progress,
-) -> ProbeResult:
-    """Probes the layers of a model, or a bare one, and writes tables and pictures.
-
-    Args:
-        model: the ONNX file, or None for a bare layer.
-        target: for runtimes, precisions, threads and shape.
-        hidden_size: of a bare layer; sizes to a tenth above it are measured.
-        input_size: its features of a step; the hidden size where None.
-        step: grid of hidden sizes.
-        output: folder of tables and pictures; tables there are used again.
-        progress: told how far it is.
-
-    Raises:
-        LstmoptError: neither or both of model and hidden size are given, or a bad model.
-    """
-    if (model is None) == (hidden_size is None):
-        raise LstmoptError(
-            "lstmopt probe", "needs a model or --hidden-size, one of them", "see lstmopt probe --help"
-        )
-    chosen = load_target(target)
-    if model is not None:
-        layers = model_layers(load_model(model), str(model))
-    else:
-        assert hidden_size is not None
-        layers = (Layer(f"bare-{hidden_size}", hidden_size, input_size, 1),)
-    rows = []
-    for layer in layers:
-        dims = grid(layer.hidden_size, step, 0.125)
-        kinds = usable_kinds(chosen)
-        for table in layer_tables(layer, dims, chosen, output / ".cache", progress, kinds):
-            stem = f"{layer.name.strip('/').replace('/', '-')}-{table.runtime}-{table.precision}"
-            place, picture = output / f"{stem}.json", output / f"{stem}.png"
-            table.save(place)
-            plot_table(table, picture)
-            rows.append(
-                ProbeRow(
-                    layer=table.layer,
-                    runtime=table.runtime,
-                    precision=table.precision,
-                    points=table.points(),
-                    bins=table.bins(),
-                    latency_us=table.latency(layer.hidden_size),
-                    resolution=table.resolution,
-                    measurements=table.measurements,
-                    exhaustive=table.exhaustive,
-                    confidence=table.confidence,
-                    table=str(place),
-                    picture=str(picture),
-                )
-            )
-    return ProbeResult(cpu=fingerprint().cpu, rows=tuple(rows))

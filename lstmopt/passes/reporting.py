@@ -221,7 +221,7 @@ def curves(tables: Sequence[LatencyTable]) -> list[Curve]:
     """Returns what the report's plots of latency against hidden size show."""
     return [
         Curve(
-            title=f"{table.layer}, {table.runtime} {table.precision}",
+            title=f"{table.layer}, {table.kind.title}",
             latency_us={d: table.latency(d) for d in table.dimensions},
             samples=table.samples,
             points=table.points(),
@@ -238,6 +238,6 @@ def write_latency(folder: Path, tables: Sequence[LatencyTable]) -> None:
     for table in tables:
         folder.mkdir(parents=True, exist_ok=True)
         name = "".join(letter if letter.isalnum() else "-" for letter in table.layer).strip("-")
-        stem = f"{name}-{table.runtime}-{table.precision}"
+        stem = f"{name}-{table.kind.stem}"
         table.save(folder / f"{stem}.json")
         plot_table(table, folder / f"{stem}.png")

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import numpy as np
-import numpy.typing as npt
+from math import isclose
+from typing import TYPE_CHECKING, ClassVar
 
 from lstmopt.errors import LstmoptError
 from lstmopt.measure.hysteresis import LEAST_STEP
+from lstmopt.measure.kind import DENSE
+from lstmopt.passes.calibration import calibration_inputs
 from lstmopt.passes.candidates import best_peer
 from lstmopt.passes.latency import LatencyModel, combinations, latency_models
-from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.groups import UnitGroup, analyse
 from lstmopt.rnn.reader import require_rnns
 from lstmopt.rnn.surgery import Resized, resize
@@ -30,12 +28,8 @@ if TYPE_CHECKING:
     from lstmopt.pipeline import State
     from lstmopt.targets import Target
 
-Feeds = dict[str, npt.NDArray[Any]]
-
 FALLBACK_STEP = 8
 """Without a latency table, hidden sizes are multiples of it: one register of AVX2 holds 8 floats."""
-
-CALIBRATION_CALLS = 8
 
 
 @dataclass(frozen=True)
@@ -51,6 +45,10 @@ class Resize:
         speed: instead of `scale`, how many times faster than the best peer the whole model is to be: of
             all combinations of hysteresis points that are, by the latency model, the one whose narrowest
             layer keeps most of its units, and of several that with the most weights.
+        precision: only latency tables of this precision count, such as "sparse-i8"; None: of any.
+        pattern: of sparse tables, only those of this pattern count; None: of any.
+        density: of sparse tables, only those of this density count: that which the layers will be pruned
+            to; None: of any.
         calibrate: whether importance is measured on the task's training inputs and the removed units'
             means are folded into biases; otherwise it comes from the weights alone.
         batch: sequences of a calibration call.
@@ -60,6 +58,9 @@ class Resize:
     hidden_size: int | Mapping[str, int] | None = None
     scale: float = 1.0
     speed: float | None = None
+    precision: str | None = None
+    pattern: str | None = None
+    density: float | None = None
     calibrate: bool = True
     batch: int = 8
     sequence: int = 35
@@ -130,7 +131,8 @@ class Resize:
         if self.hidden_size is not None:
             wanted = [self.hidden_size] * len(free)
         else:
-            models = () if target is None else latency_models(model, tables, peers, target)
+            counted = [table for table in tables if self._counts(table)]
+            models = () if target is None else latency_models(model, counted, peers, target)
             if not models and tables:
                 notes.append("the latency tables do not cover the model's layers: sizes are multiples of 8")
             if self.speed is None:
@@ -145,6 +147,13 @@ class Resize:
             elif size != group.hidden_size:
                 sizes[group.layers[0]] = size
         return sizes, tuple(notes)
+
+    def _counts(self, table: LatencyTable) -> bool:
+        """Whether a table is of what the model is to be executed as."""
+        asked = self.pattern in (None, table.pattern) and (
+            self.density is None or isclose(self.density, table.density, rel_tol=1e-5)
+        )
+        return self.precision in (None, table.precision) and (asked or table.pattern == DENSE)
 
 
 def chosen_sizes(groups: Sequence[UnitGroup], scale: float, models: Sequence[LatencyModel]) -> list[int]:
@@ -272,35 +281,3 @@ def _changes(result: Resized) -> tuple[str, ...]:
         for name, before in result.before.items()
         if result.after[name] != before
     )
-
-
-def calibration_inputs(state: State, batch: int, sequence: int) -> list[Feeds]:
-    """Returns a few calls on training data; states that a call does not give are zero.
-
-    Fixed axes of the model win over `batch` and `sequence`. Without a task, random valid inputs are used.
-    """
-    model = state.model
-    if state.task is None or state.data is None:
-        return [example_inputs(model, state.seed, sizes_for(model, batch, sequence))]
-    rng = np.random.default_rng(state.seed)
-    items = state.task.batches(state.data.train, batch=batch, sequence=sequence, rng=rng)
-    return [
-        _completed(model, {name: np.asarray(array) for name, array in item.feeds.items()})
-        for item in islice(items, CALIBRATION_CALLS)
-    ]
-
-
-def _completed(model: ir.Model, feeds: Feeds) -> Feeds:
-    """Adds zeros for inputs that are not fed, with dynamic sizes taken from those that are."""
-    sizes: dict[str, int] = {}
-    for value in model.graph.inputs:
-        array = feeds.get(str(value.name))
-        for size, known in zip(value.shape or (), () if array is None else array.shape, strict=False):
-            if not isinstance(size, int) and size.value:
-                sizes[size.value] = known
-    missing = {
-        name: np.zeros_like(array)
-        for name, array in example_inputs(model, 0, sizes).items()
-        if name not in feeds
-    }
-    return {**feeds, **missing}

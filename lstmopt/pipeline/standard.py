@@ -33,7 +33,14 @@ def standard_stages(back_off: BackOff | None = None, trained: str | Path | None 
     back_off = back_off or BackOff()
     # Below the smallest size that is tried no point is looked for, but for the bin that this size lies in.
     smallest = BELOW * min(1.0, *back_off.scales)
-    probe = Probe(step=16, smallest=smallest, largest=max(LARGEST, *back_off.scales))
+    probe = Probe(
+        step=16,
+        smallest=smallest,
+        largest=max(LARGEST, *back_off.scales),
+        densities=(1 / back_off.compression,),
+        # Of the target's patterns the first: sizes are chosen for what is tried first.
+        patterns=None if back_off.train.pattern is None else (back_off.train.pattern,),
+    )
     return Simplify(), Peers(), probe, back_off, Export(), Verify()
 
 

@@ -109,7 +109,7 @@ class State:
         budget: how long training may take.
         seed: seeds every random choice.
         teacher: the model to distil from; the original where None.
-        tables: latency tables of the probe, each for one layer, runtime and precision.
+        tables: latency tables of the probe, each for one layer and what it is executed as.
         peers: the original as users would deploy it today, measured.
         masks: weights that may be non-zero, by initializer name, in the initializer's layout.
         pattern: of those masks; "dense" where there are none.

@@ -11,7 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lstmopt.errors import LstmoptError
 
-Precision = Literal["f32", "bf16", "f16", "int8", "sparse-f32", "sparse-i16", "sparse-i8"]
+Precision = Literal[
+    "f32", "bf16", "f16", "int8",
+    "sparse-f32", "sparse-i16", "sparse-i16-bank64", "sparse-i8", "sparse-i8-planes2", "sparse-i8-shared",
+]  # fmt: skip
 
 
 class _Frozen(BaseModel):
