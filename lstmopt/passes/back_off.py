@@ -122,12 +122,25 @@ class BackOff:
             state, holds = _assessed(_with(state, trained), models)
             if holds:
                 break
-        return replace(state, model=trained.model, masks=trained.masks, pattern=trained.pattern)
+        return replace(
+            state,
+            model=trained.model,
+            masks=trained.masks,
+            pattern=trained.pattern,
+            rounding=trained.rounding,
+        )
 
     def _tuned(self, state: State, seconds: float | None) -> State:
         """Returns the state with the dense model fine-tuned: teacher and start if it became better."""
         state.progress("fine-tuning the dense model: teacher, start and baseline of what follows", 0.0)
-        dense = replace(self.train, density=1.0, pattern="unstructured", prune_decoder=None, seconds=seconds)
+        dense = replace(
+            self.train,
+            density=1.0,
+            pattern="unstructured",
+            rounding=None,
+            prune_decoder=None,
+            seconds=seconds,
+        )
         after = state.then(dense)
         state, _ = _assessed(_with(state, after), {TUNED: after.model})
 
