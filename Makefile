@@ -6,7 +6,7 @@ DATA ?= ../shared/data
 SIZE ?= small
 export LSTMOPT_DATA ?= $(DATA)
 
-.PHONY: demo char-lm test deep lint wheel bench bench-kernels sanitize fuzz ptb clean
+.PHONY: demo char-lm test deep lint wheel bench bench-kernels sanitize fuzz ptb patterns clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -59,10 +59,13 @@ fuzz:  ## coverage-guided fuzzing of packed weights; needs clang
 	mkdir -p build/corpus && build/fuzz/fuzz_kernels -max_total_time=$(FUZZ_SECONDS) -max_len=65536 build/corpus
 
 # Large tensors are kept by the allocator: giving each back to the system costs a quarter of a training step.
-ptb char-lm: export MALLOC_MMAP_MAX_ = 0
-ptb char-lm: export MALLOC_TRIM_THRESHOLD_ = 4000000000
+ptb patterns char-lm: export MALLOC_MMAP_MAX_ = 0
+ptb patterns char-lm: export MALLOC_TRIM_THRESHOLD_ = 4000000000
 ptb: $(VENV)/installed  ## Penn Treebank, resumable; SIZE=small
 	$(BIN)/python -m benchmarks.ptb --size $(SIZE)
+
+patterns: $(VENV)/installed  ## accuracy and latency of sparsity patterns and number formats, resumable
+	$(BIN)/python -m benchmarks.patterns --work build/patterns
 
 clean:
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

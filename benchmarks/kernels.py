@@ -16,6 +16,7 @@ import onnx_ir as ir
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.sparse_models import deployed, sparse_layer
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.measure.process import Candidate
 from lstmopt.measure.timing import compare
@@ -23,18 +24,13 @@ from lstmopt.rnn.cells import LSTM
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.rnn.writer import rnn_model
 from lstmopt.runtimes import Deployment, open_session, runtime
-from lstmopt.runtimes.ops import library, sparse_lstm_model
-from lstmopt.sparsity.formats import FORMATS, format_named
+from lstmopt.sparsity.formats import FORMATS
 from lstmopt.sparsity.patterns import parse_pattern
 
 PATTERNS = {
     "f32": "bank32", "i16": "bank32:step2", "i16-bank64": "bank64:step2", "i8": "bank64:step4",
     "i8-planes2": "bank64:step4", "i8-shared": "gate-shared64:step4",
 }  # fmt: skip
-SETTINGS = {
-    "openvino": {"INFERENCE_PRECISION_HINT": "f32"},
-    "onnxruntime": {"session.intra_op.allow_spinning": "0"},
-}
 BARS = ("openvino f32", "openvino bf16", "onnxruntime f32", "onnxruntime int8")
 
 
@@ -79,19 +75,13 @@ def candidates(
                 (name, runtime(where).build(file, precision, folder / name.replace(" ", "-")), dense)
             )
     for name in options.formats.split(","):
-        item, weights = format_named(name), layer(size, PATTERNS[name], options.density)
+        weights = layer(size, PATTERNS[name], options.density)
         file = folder / f"{name}.onnx"
-        packed = [[item.pack(matrix[0])] for matrix in weights.matrices]
-        ir.save(sparse_lstm_model(weights, *packed, sequence=steps, batch=batch), file)
-        for where in options.runtimes.split(","):
-            deployment = Deployment(
-                runtime=where,
-                file=file,
-                precision="f32",
-                settings=SETTINGS[where],
-                libraries=(library(where),),
-            )
-            found.append((f"{name} in {where}", deployment, weights))
+        sparse = sparse_layer(weights, name, steps, batch)
+        found += [
+            (f"{name} in {where}", deployed(sparse, file, where), weights)
+            for where in options.runtimes.split(",")
+        ]
     errors = {}
     for name, deployment, weights in found:
         want = double_lstm(replace(weights), feeds["x"])

@@ -18,14 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import made_by
+from benchmarks.rows import train as train_row
 from lstmopt import measure
-from lstmopt.cli import progress_shown
-from lstmopt.keys import versions
-from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes import GrowPrune
 from lstmopt.passes.candidates import Built, build, compare, key
-from lstmopt.pipeline import Pipeline
-from lstmopt.rnn.files import load_model, save_model
+from lstmopt.rnn.files import load_model
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.runtimes import open_session
 from lstmopt.runtimes.base import Deployment
@@ -107,20 +105,8 @@ def recipe(row: Row, epochs: float, threads: int) -> GrowPrune:
 
 def train(start: Path, teacher: Path, row: Row, words: Words, options: argparse.Namespace) -> None:
     """Trains one row, unless its file is there."""
-    if row.file.is_file():
-        return
-    with progress_shown() as progress:
-        state = Pipeline(recipe(row, options.epochs, options.threads)).run(
-            start,
-            target="local",
-            output=options.work / row.file.stem,
-            data={"tokens": words.train},
-            val={"tokens": words.valid},
-            task="lm",
-            teacher=teacher,
-            progress=progress,
-        )
-    save_model(state.model, row.file)
+    stage = recipe(row, options.epochs, options.threads)
+    train_row(row.file, stage, start, teacher, {"tokens": words.train}, {"tokens": words.valid})
 
 
 def measured(rows: list[Row], words: Words) -> list[dict[str, Any]]:
@@ -230,14 +216,11 @@ def _missing(rows: list[dict[str, Any]]) -> list[str]:
 
 def table(rows: list[dict[str, Any]], command: str) -> str:
     """Returns the Markdown page."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
     first = rows[0]
     lines = [
         "# Penn Treebank words, small (2 layers of 200)",
         "",
-        f"`{command}`, commit {commit}, {fingerprint().cpu}, {json.dumps(versions())}.",
+        made_by(command),
         "",
         f"Same-recipe dense and sparse rows: {EPOCHS:.0f} epochs from the published-recipe dense model, SGD,",
         "dropout, distilled (dense from the published one, sparse from the same-recipe dense one). One seed:",

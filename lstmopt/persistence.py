@@ -35,6 +35,7 @@ _DOCUMENTS: Mapping[str, TypeAdapter[Any]] = {
     "report": TypeAdapter(Report | None),
     "notes": TypeAdapter(tuple[str, ...]),
     "pattern": TypeAdapter(str),
+    "rounding": TypeAdapter(str | None),
 }
 _MODELS = ("model", "teacher")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lstmopt.passes.plans import Plan, in_order, masked, ranked, sparse_only
+from lstmopt.passes.plans import Plan, in_order, masked, ranked, rounding_of, sparse_only
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.runtimes.ops import available
 from lstmopt.sparsity.patterns import parse_pattern
@@ -85,3 +85,12 @@ def test_plans_are_ranked_by_what_was_measured(tmp_path: Path) -> None:
     assert ranked(plans[:1], state) == (plans[0],)
     plain = replace(state, target=replace_runtimes(SPARSE, ("f32",)))
     assert ranked(plans, plain) == tuple(plans)
+
+
+@needs_ops
+def test_training_ends_on_the_weights_of_the_fastest_op() -> None:
+    assert rounding_of("bank64:step4", SPARSE) == "i8"
+    assert rounding_of("bank32:step2", SPARSE) in ("i16", "f32")
+    assert rounding_of("gate-shared64:step4", SPARSE) == "i8-shared"
+    assert rounding_of("block16x1", SPARSE) is None
+    assert rounding_of("bank64:step4", replace_runtimes(SPARSE, ("f32", "int8"))) is None

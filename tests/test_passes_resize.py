@@ -320,6 +320,7 @@ class Some:
     seed: int = 0
     masks: dict[str, Any] = field(default_factory=lambda: {"old": 1})
     pattern: str = "old"
+    rounding: str | None = "old"
     notes: tuple[str, ...] = ()
 
 
@@ -360,6 +361,7 @@ def test_the_stage(stage: dict[str, Any], expected: list[int], calibrated: bool)
     assert [layer.weights.hidden_size for layer in find_rnns(state.model)] == [12, 12]
     assert after.masks == ({} if expected != [12, 12] else {"old": 1})
     assert after.pattern == ("dense" if expected != [12, 12] else "old")
+    assert after.rounding == (None if expected != [12, 12] else "old")
     again = Resize(**stage).run(state)
     assert ir.to_proto(again.model).SerializeToString() == ir.to_proto(after.model).SerializeToString()
 

@@ -54,6 +54,8 @@ class OnnxModule(nn.Module):
         notes: what was done differently than the graph says.
         compute_dtype: the type in which a graph without weights is computed.
         masks: see `set_masks`.
+        rounded: what is computed with in the place of a weight, by the weight's name. The weight gets
+            the gradient (the straight-through estimator: Bengio, Leonard and Courville, arXiv 1308.3432).
 
     Raises:
         LstmoptError: an operator or tensor type that cannot be trained through.
@@ -68,6 +70,7 @@ class OnnxModule(nn.Module):
         held = held_constants(model, trained)
         self._entries: list[Weight] = []
         self._constants: list[tuple[int, str]] = []
+        self._slots: dict[str, int] = {}
         halves = 0
         for index, (value, array) in enumerate({**trained, **held}.items()):
             halves += value in trained and array.dtype.itemsize == 2
@@ -76,6 +79,7 @@ class OnnxModule(nn.Module):
                 key = f"weight_{index}"
                 self.register_parameter(key, nn.Parameter(tensor))
                 self._entries.append(Weight(names[value], key, array.dtype))
+                self._slots[names[value]] = slots.of(value)
             else:
                 key = f"constant_{index}"
                 self.register_buffer(key, tensor, persistent=False)
@@ -93,6 +97,7 @@ class OnnxModule(nn.Module):
         self.notes = (f"{halves} half-precision weights are trained in float32",) if halves else ()
         self.compute_dtype = torch.float32
         self.masks: dict[str, Tensor] = {}
+        self.rounded: dict[str, Tensor] = {}
 
     @property
     def dropout(self) -> float:
@@ -129,6 +134,9 @@ class OnnxModule(nn.Module):
         run.training = self.training
         run.dtype = next((p.dtype for p in self.parameters()), self.compute_dtype)
         env: Env = {slot: getattr(self, key) for slot, key in self._constants}
+        for name, rounded in self.rounded.items():
+            slot = self._slots[name]
+            env[slot] = _StraightThrough.apply(env[slot], rounded)  # type: ignore[no-untyped-call]
         for name, (slot, is_float) in self._inputs.items():
             if name not in feeds:
                 raise LstmoptError(f"input {name}", "is missing", "feed every input of the model")
@@ -175,6 +183,20 @@ class OnnxModule(nn.Module):
             gradient = weights[name].grad
             if gradient is not None:
                 gradient.mul_(mask)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Gives one tensor, and its gradient to another."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rounded: Tensor) -> Tensor:
+        """Returns the rounded weights."""
+        return rounded.view_as(rounded)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Hands the gradient on to the weight."""
+        return gradients[0], None
 
 
 def _tensor(array: Array, name: str) -> Tensor:

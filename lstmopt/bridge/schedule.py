@@ -16,6 +16,7 @@ class Schedule:
         hold: share of the training in which the learning rate stays.
         final_rate: what is left of the learning rate at the end, as a share.
         regrow: share of the kept weights that is exchanged at the first renewal of the masks.
+        rounded: share of the training, its last, that is done on rounded weights.
     """
 
     start_density: float = 0.5
@@ -24,6 +25,7 @@ class Schedule:
     hold: float = 0.4
     final_rate: float = 0.02
     regrow: float = 0.0
+    rounded: float = 0.0
 
     def density_at(self, progress: float) -> float:
         """Returns the density: a cubic fall (Zhu and Gupta, arXiv 1710.01878, section 3), then the target."""
@@ -36,6 +38,10 @@ class Schedule:
             return 1.0
         fallen: float = self.final_rate ** ((progress - self.hold) / (1.0 - self.hold))
         return fallen
+
+    def is_rounded_at(self, progress: float) -> bool:
+        """Returns whether weights are rounded, where the training rounds any."""
+        return progress >= 1.0 - self.rounded
 
     def regrow_at(self, progress: float) -> float:
         """Returns the share of kept weights to exchange; it falls to 0 at the end of the ramp."""

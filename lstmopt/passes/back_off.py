@@ -20,7 +20,7 @@ from lstmopt.passes.candidates import (
     shippable,
 )
 from lstmopt.passes.grow_prune import GrowPrune
-from lstmopt.passes.plans import Plan, ranked, sparse_only
+from lstmopt.passes.plans import Plan, ranked, rounding_of
 from lstmopt.passes.resize import Resize
 from lstmopt.rnn.reader import find_rnns
 
@@ -58,7 +58,8 @@ class BackOff:
         tune: share of the training time in which the dense original is fine-tuned first, by the same
             recipe, where there are labels; without a time budget it gets as many epochs as a plan. It is
             the teacher and the start of all plans if its validation loss is better. 0 leaves it out.
-        train: the recipe; its density and time are set for each plan.
+        train: the recipe; its density, time and pattern are set for each plan, and where it names no
+            rounding that of the fastest sparse op which the target allows.
 
     Raises:
         LstmoptError: a share or a compression that makes no sense.
@@ -122,7 +123,13 @@ class BackOff:
             first = plan.scale not in {other.scale for other in plans[:index]}
             # Weights grow back from where the plan before stopped; from fewer none can be cut away.
             onward = before is not None and before.scale == plan.scale and before.weights <= plan.weights
-            recipe = replace(self.train, density=plan.density, pattern=plan.pattern, seconds=seconds)
+            recipe = replace(
+                self.train,
+                density=plan.density,
+                pattern=plan.pattern,
+                seconds=seconds,
+                rounding=self.train.rounding or rounding_of(plan.pattern, state.target),
+            )
             trained = _based(trained if onward else plan.resized, state).then(recipe)
             before = plan
             models = {_title(plan, patterns): trained.model}
@@ -131,20 +138,29 @@ class BackOff:
             state, holds = _assessed(_with(state, trained), models)
             if holds:
                 break
-        return replace(state, model=trained.model, masks=trained.masks, pattern=trained.pattern)
+        return replace(
+            state,
+            model=trained.model,
+            masks=trained.masks,
+            pattern=trained.pattern,
+            rounding=trained.rounding,
+        )
 
     def _patterns(self, state: State) -> tuple[str, ...]:
-        """Returns the patterns to try: the recipe's if it names one, the target's if they are of use."""
-        if self.train.pattern is not None:
-            return (self.train.pattern,)
-        if sparse_only(state.target) is None and "unstructured" in state.target.patterns:
-            return ("unstructured",)  # zeros are run like other numbers: the freest pattern is the best one
-        return state.target.patterns
+        """Returns the patterns to try: the recipe's if it names one, otherwise the target's."""
+        return state.target.patterns if self.train.pattern is None else (self.train.pattern,)
 
     def _tuned(self, state: State, seconds: float | None) -> State:
         """Returns the state with the dense model fine-tuned: teacher and start if it became better."""
         state.progress("fine-tuning the dense model: teacher, start and baseline of what follows", 0.0)
-        dense = replace(self.train, density=1.0, pattern="unstructured", prune_decoder=None, seconds=seconds)
+        dense = replace(
+            self.train,
+            density=1.0,
+            pattern="unstructured",
+            rounding=None,
+            prune_decoder=None,
+            seconds=seconds,
+        )
         after = state.then(dense)
         state, _ = _assessed(_with(state, after), {TUNED: after.model})
 

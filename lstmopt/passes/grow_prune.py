@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lstmopt.errors import LstmoptError
+from lstmopt.sparsity.formats import format_named
 from lstmopt.sparsity.patterns import Pattern, Unstructured, parse_pattern
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from lstmopt.bridge.module import OnnxModule
     from lstmopt.bridge.pruning import Group, Matrix
+    from lstmopt.bridge.rounding import Rounding
     from lstmopt.bridge.training import Length, Settings
     from lstmopt.pipeline import State
 
@@ -55,6 +57,12 @@ class GrowPrune:
         start_density: density at the first step.
         hold: share of the training in which the learning rate stays.
         final_rate: what is left of the learning rate at the end, as a share.
+        rounding: name of the format of `lstmopt.sparsity.formats` to whose weights the pruned LSTM
+            matrices are rounded; None leaves them in full. The model that comes out holds the rounded
+            weights exactly. States and inputs, which some formats round too, are computed in full (or
+            in bfloat16, see `amp`).
+        rounding_share: share of the training, its last, that computes with rounded weights while the
+            optimiser moves the full ones; 0 rounds the trained weights and no more.
         prune_decoder: density of the MatMul and Gemm weights that read the LSTMs; None leaves them dense.
         amp: compute products in bfloat16; None does so where the CPU does and it is faster.
         threads: of torch; None leaves its setting.
@@ -80,6 +88,8 @@ class GrowPrune:
     start_density: float = 0.5
     hold: float = 0.4
     final_rate: float = 0.02
+    rounding: str | None = None
+    rounding_share: float = 0.1
     prune_decoder: float | None = None
     amp: bool | None = None
     threads: int | None = None
@@ -104,6 +114,7 @@ class GrowPrune:
             "alpha": self.alpha,
             "regrow": self.regrow,
             "dropout": self.dropout,
+            "rounding_share": self.rounding_share,
         }
         for name, value in shares.items():
             if value is not None and not 0 <= value <= 1:
@@ -119,6 +130,14 @@ class GrowPrune:
             raise LstmoptError("GrowPrune ramp", "leaves no training at the target density", "give below 1")
         if self.pattern is not None:
             parse_pattern(self.pattern)
+        if self.rounding is not None:
+            format_named(self.rounding)
+            if self.ramp > 1 - self.rounding_share:
+                raise LstmoptError(
+                    "GrowPrune rounding_share",
+                    f"{self.rounding_share} of the training begins before the density is reached",
+                    f"give at most {1 - self.ramp:g}, or a shorter ramp",
+                )
 
     def run(self, state: State) -> State:
         """Returns the state with the pruned and trained model and its masks.
@@ -140,6 +159,7 @@ class GrowPrune:
         with _threads(self.threads):
             module = OnnxModule(state.model)
             groups = self._groups(state.model, module, pattern)
+            rounding, notes = self._rounding(module, groups)
             source = state.teacher if state.teacher is not None else state.original
             teacher = None
             if self.alpha > 0 or not state.labelled:
@@ -162,12 +182,14 @@ class GrowPrune:
                 student=Stream(state.model, module, task.interface),
                 teacher=None if teacher is None else Stream(source, teacher, task.interface),
                 pruner=Pruner(module, groups, regrow=self.regrow > 0),
+                rounding=rounding,
                 schedule=Schedule(
                     start_density=self.start_density,
                     ramp=self.ramp,
                     hold=self.hold,
                     final_rate=self.final_rate,
                     regrow=self.regrow,
+                    rounded=self.rounding_share,
                 ),
                 settings=settings,
                 length=length,
@@ -186,8 +208,20 @@ class GrowPrune:
             model=write_back(state.model, module),
             masks={name: mask.numpy() for name, mask in module.masks.items()},
             pattern=str(pattern),
-            notes=(*state.notes, *(note for note in module.notes if note not in state.notes)),
+            rounding=self.rounding,
+            notes=(*state.notes, *(note for note in (*module.notes, *notes) if note not in state.notes)),
         )
+
+    def _rounding(self, module: OnnxModule, groups: list[Group]) -> tuple[Rounding | None, tuple[str, ...]]:
+        """Returns what rounds the LSTMs' matrices, and what the user should know of it."""
+        from lstmopt.bridge.rounding import Rounding
+
+        if self.rounding is None:
+            return None, ()
+        matrices = [matrix for group in groups for matrix in group.matrices if matrix.gates]
+        share = f"{self.rounding_share:.0%} of the training"
+        note = f"LSTM weights are rounded to {self.rounding}, and were so in the last {share}"
+        return Rounding(module, matrices, format_named(self.rounding)), (note,)
 
     def _groups(self, model: ir.Model, module: OnnxModule, pattern: Pattern) -> list[Group]:
         from lstmopt.bridge.pruning import Group, decoder_matrices, recurrent_matrices

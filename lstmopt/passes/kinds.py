@@ -21,7 +21,7 @@ def asked_kinds(target: Target, patterns: Sequence[str] | None, densities: Seque
     Args:
         target: its runtimes and precisions; each sparse one with every pattern that its format suits, at
             every density.
-        patterns: of sparse layers; None takes the first of the target: what is tried first.
+        patterns: of sparse layers; None takes the target's.
         densities: of sparse layers.
 
     Raises:
@@ -34,7 +34,7 @@ def asked_kinds(target: Target, patterns: Sequence[str] | None, densities: Seque
             if item is None:
                 found.append(Kind(wanted.runtime, precision))
                 continue
-            among = target.patterns[:1] if patterns is None else patterns
+            among = target.patterns if patterns is None else patterns
             fitting = [pattern for pattern in among if suits(item, parse_pattern(pattern))]
             # Rounded: 3.1% and 0.031 are one density.
             shares = [float(f"{density:.6g}") for density in densities]

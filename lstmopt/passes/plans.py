@@ -17,8 +17,9 @@ from lstmopt.passes.formats import smallest_formats
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.rnn.writer import write_weights
 from lstmopt.runtimes import runtime
+from lstmopt.sparsity.formats import FORMATS
 from lstmopt.sparsity.patterns import parse_pattern
-from lstmopt.sparsity.precisions import allowed_formats, is_sparse
+from lstmopt.sparsity.precisions import allowed_formats, is_sparse, suits
 from lstmopt.targets import RuntimeTarget, Target
 
 if TYPE_CHECKING:
@@ -69,6 +70,22 @@ def sparse_only(target: Target) -> Target | None:
         if precisions:
             found.append(RuntimeTarget(runtime=item.runtime, precisions=(precisions[-1],)))
     return target.model_copy(update={"runtimes": tuple(found)}) if found else None
+
+
+def rounding_of(pattern: str, target: Target) -> str | None:
+    """Returns the format of the fastest sparse op for a pattern on a target; None where it has none here.
+
+    Args:
+        pattern: which masks are legal.
+        target: its sparse precisions.
+    """
+    sparse = sparse_only(target)
+    if sparse is None:
+        return None
+    precisions = {precision for item in sparse.runtimes for precision in item.precisions}
+    allowed = {name for precision in precisions for name in allowed_formats(precision)}
+    fitting = [f for f in FORMATS.values() if f.name in allowed and suits(f, parse_pattern(pattern))]
+    return max(fitting, key=lambda item: item.error).name if fitting else None
 
 
 def masked(model: ir.Model, pattern: str, density: float) -> ir.Model:

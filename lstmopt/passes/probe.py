@@ -46,7 +46,7 @@ class Probe:
         smallest: least hidden size, as a share of the layer's own.
         largest: largest hidden size, as a share of the layer's own.
         densities: of the weights of sparse layers, in 0..1.
-        patterns: of sparse layers; None takes the target's first. Those that a format suits are measured in it.
+        patterns: of sparse layers; None takes the target's. Those that a format suits are measured in it.
 
     Raises:
         LstmoptError: a density outside 0..1, or an unknown pattern.

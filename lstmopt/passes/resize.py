@@ -97,6 +97,7 @@ class Resize:
             model=result.model,
             masks={},
             pattern="dense",
+            rounding=None,
             notes=(*state.notes, *notes, *_changes(result)),
         )
 

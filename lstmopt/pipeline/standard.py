@@ -38,7 +38,6 @@ def standard_stages(back_off: BackOff | None = None, trained: str | Path | None 
         smallest=smallest,
         largest=max(LARGEST, *back_off.scales),
         densities=(1 / back_off.compression,),
-        # Of the target's patterns the first: sizes are chosen for what is tried first.
         patterns=None if back_off.train.pattern is None else (back_off.train.pattern,),
     )
     return Simplify(), Peers(), probe, back_off, Export(), Verify()

@@ -113,6 +113,7 @@ class State:
         peers: the original as users would deploy it today, measured.
         masks: weights that may be non-zero, by initializer name, in the initializer's layout.
         pattern: of those masks; "dense" where there are none.
+        rounding: format whose weights the pruned LSTMs hold exactly, or None.
         trained: models that the passes have produced, by name, each a candidate.
         candidates: every model x runtime x precision that was built and measured.
         report: the report of the artifact that was written.
@@ -143,6 +144,7 @@ class State:
     peers: tuple[Candidate, ...] = ()
     masks: Mapping[str, BoolArray] = field(default_factory=dict)
     pattern: str = "dense"
+    rounding: str | None = None
     trained: Mapping[str, ir.Model] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
     report: Report | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lstmopt.sparsity.formats import blob
-from lstmopt.sparsity.formats.base import LANES, SMALLEST, Array, checked
+from lstmopt.sparsity.formats.base import LANES, SMALLEST, Array, checked, columns_of
 from lstmopt.sparsity.formats.layout import lay_out
 
 
@@ -25,10 +25,10 @@ class F32:
     bytes_per_nonzero: float = 4.0
     error: float = 3e-6
 
-    def round_weights(self, matrix: Array) -> Array:
+    def round_weights(self, matrix: Array, columns: Array | None = None) -> Array:
         """See `Format.round_weights`; a weight moves by at most 16 units in its last place."""
         values = checked(matrix)
-        index = (np.arange(values.shape[2]) % self.width).astype(np.uint32)
+        index = (columns_of(values, columns) % self.width).astype(np.uint32)
         bits = values.view(np.uint32)
         sign, magnitude = bits & np.uint32(0x80000000), bits & np.uint32(0x7FFFFFFF)
         steps = (magnitude - index + np.uint32(16)) & np.uint32(0xFFFFFFE0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lstmopt.sparsity.formats import blob
-from lstmopt.sparsity.formats.base import LANES, SMALLEST, Array, checked, significant
+from lstmopt.sparsity.formats.base import LANES, SMALLEST, Array, checked, columns_of, significant
 from lstmopt.sparsity.formats.layout import lay_out
 
 LIMIT = 32767
@@ -38,30 +38,30 @@ class I16:
         """See `Format.error`."""
         return 1.2e-3 if self.width == 32 else 2.2e-3
 
-    def round_weights(self, matrix: Array) -> Array:
+    def round_weights(self, matrix: Array, columns: Array | None = None) -> Array:
         """See `Format.round_weights`; a weight moves by 1/2000 (bank 64: 1/1000) of its row's largest."""
-        words, scales = self._words(checked(matrix))
+        words, scales = self._words(checked(matrix), columns)
         return words.astype(np.float32) * scales[..., None]
 
-    def _words(self, values: Array) -> tuple[Array, Array]:
-        """Returns the words, ``[gates, units, columns]``, and the rows' scales.
+    def _words(self, values: Array, columns: Array | None = None) -> tuple[Array, Array]:
+        """Returns the words, in the shape of the values, and the rows' scales.
 
         A row's largest weight takes the largest word that its column allows, and no other exceeds it:
         so the same scale comes out when rounded weights are rounded again.
         """
         magnitudes = np.abs(values)
-        column = magnitudes.argmax(axis=2)
+        places = columns_of(values, columns) % self.width
+        largest = magnitudes.argmax(axis=2)
         gate, unit = np.ogrid[: values.shape[0], : values.shape[1]]
-        extreme = values[gate, unit, column]
-        index = np.where(extreme < 0, -column, column) % self.width
+        extreme, place = values[gate, unit, largest], places[gate, unit, largest]
+        index = np.where(extreme < 0, -place, place) % self.width
         top = LIMIT - (LIMIT - index) % self.width
         scales = significant(np.maximum(np.abs(extreme), SMALLEST) / top, 9)
         tiny = np.minimum(np.abs(extreme), top * scales) < SMALLEST
-        columns = np.arange(values.shape[2]) % self.width
-        words = np.rint((values / scales[..., None] - columns) / self.width) * self.width + columns
+        words = np.rint((values / scales[..., None] - places) / self.width) * self.width + places
         above = np.maximum(np.abs(words) - top[..., None], 0)  # by a step or two: scales are rounded too
         words -= np.sign(words) * np.ceil(above / self.width) * self.width
-        words[gate, unit, column] = top * np.sign(extreme)
+        words[gate, unit, largest] = top * np.sign(extreme)
         words[(values == 0) | tiny[..., None]] = 0
         return words.astype(np.int16), np.where(tiny, 0, scales).astype(np.float32)
 

@@ -50,7 +50,7 @@ class I8:
         """See `Format.error`."""
         return 1.2e-2 if self.planes == 1 else 8e-3
 
-    def round_weights(self, matrix: Array) -> Array:
+    def round_weights(self, matrix: Array, columns: Array | None = None) -> Array:
         """See `Format.round_weights`; a weight moves by at most 1/254 of its row's largest."""
         words, scales = words_of(checked(matrix))
         return words.astype(np.float32) * scales[..., None]

@@ -28,7 +28,7 @@ class I8Shared:
     bytes_per_nonzero: float = 1.25
     error: float = 1.2e-2
 
-    def round_weights(self, matrix: Array) -> Array:
+    def round_weights(self, matrix: Array, columns: Array | None = None) -> Array:
         """See `Format.round_weights`; as with `I8`."""
         words, scales = words_of(self._checked(matrix))
         return words.astype(np.float32) * scales[..., None]
