@@ -15,6 +15,8 @@ from lstmopt.measure.fingerprint import available_cores, fingerprint
 from lstmopt.passes.advice import Advice, Option
 from lstmopt.passes.candidates import Built, build, key, timing_calls
 from lstmopt.passes.convert import fixed, real_outputs, relative_error
+from lstmopt.passes.formats import smallest_formats
+from lstmopt.passes.plans import masked, sparse_only
 from lstmopt.passes.resize import fallback_size
 from lstmopt.rnn.examples import dynamic_axes
 from lstmopt.rnn.files import load_model
@@ -25,6 +27,9 @@ from lstmopt.targets import Target, load_target
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+DENSITIES = (0.25, 0.125, 0.0625)
+"""Densities of the LSTMs' weights that are tried in sparse ops."""
 
 SHARES = (0.75, 0.5)
 """Hidden sizes that are tried, as shares of the original's."""
@@ -96,9 +101,6 @@ def advise(
             rows, trusted = rows + rated(wide, wider, more, reference), trusted and wider.trusted
         errors, name = _errors(found, original, chosen, data, seed, progress)
     filled = [o.model_copy(update={"error": errors.get((o.name, o.runtime, o.precision))}) for o in rows]
-    notes.append(
-        "sparsity: these runtimes execute zeros like other numbers; it makes the model smaller, not faster"
-    )
     feeds = timing_calls(original, chosen, seed)[0][1]
     return Advice(
         source=str(path),
@@ -144,7 +146,7 @@ class Commands:
 def variants(
     original: ir.Model, target: Target, folder: Path, notes: list[str], commands: Commands
 ) -> Iterator[Variant]:
-    """Yields the model as it is, with static shapes, and with smaller dimensions.
+    """Yields the model as it is, with static shapes, with sparse weights, and with smaller dimensions.
 
     Args:
         original: the graph.
@@ -166,6 +168,7 @@ def variants(
             yield Variant("static shapes", static, False, commands.export("--static"))
         except LstmoptError as error:
             notes.append(f"static shapes: {error.fault}")
+    yield from _sparse_variants(original, target, folder, notes, commands)
     groups = [group for group in unit_groups(original) if group.pinned is None]
     if not groups:
         notes.append("smaller dimensions: no layer of this model can be resized; lstmopt inspect says why")
@@ -179,6 +182,29 @@ def variants(
             continue
         command = commands.optimize("--scale", f"{share:.0%}")
         yield Variant(title, smaller, True, command)
+
+
+def _sparse_variants(
+    original: ir.Model, target: Target, folder: Path, notes: list[str], commands: Commands
+) -> Iterator[Variant]:
+    """Yields the model with most of its LSTM weights cut, in sparse ops: as fast as a trained one."""
+    sparse = sparse_only(target)
+    if sparse is None:
+        notes.append(
+            "sparsity: dense kernels execute zeros like other numbers, and the sparse ops of lstmopt are not "
+            "usable here or not in the target; see lstmopt doctor"
+        )
+        return
+    for density in DENSITIES:
+        title = f"{1 / density:.0f}x fewer LSTM weights"
+        try:
+            cut = masked(original, target.patterns[0], density)
+            found = build(title, cut, sparse, folder, smallest_formats)
+        except LstmoptError as error:
+            notes.append(f"{title}: {error.fault}")
+            return
+        command = commands.optimize("--compression", f"{1 / density:g}")
+        yield Variant(title, found, True, command)
 
 
 def smaller_sizes(groups: Sequence[UnitGroup]) -> dict[float, dict[str, int]]:
