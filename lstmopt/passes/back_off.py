@@ -121,7 +121,7 @@ class BackOff:
                 0.0,
             )
             first = plan.scale not in {other.scale for other in plans[:index]}
-            # Weights grow back from where the plan before stopped; from fewer none can be cut away.
+            # Weights grow back from where the plan before stopped, as many as this one has more.
             onward = before is not None and before.scale == plan.scale and before.weights <= plan.weights
             recipe = replace(
                 self.train,
@@ -130,6 +130,8 @@ class BackOff:
                 seconds=seconds,
                 rounding=self.train.rounding or rounding_of(plan.pattern, state.target),
             )
+            if onward:
+                recipe = replace(recipe, start_density=plan.density)
             trained = _based(trained if onward else plan.resized, state).then(recipe)
             before = plan
             models = {_title(plan, patterns): trained.model}

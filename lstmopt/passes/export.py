@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lstmopt import keys
 from lstmopt.errors import ContractError
 from lstmopt.keys import versions
 from lstmopt.measure.fingerprint import fingerprint
@@ -186,7 +187,9 @@ def _contenders(state: State) -> dict[str, ir.Model]:
     close = {candidate.name for candidate in hopeful if candidate.latency.median <= bound}
     models = {ORIGINAL: state.original}
     models |= {name: model for name, model in state.trained.items() if name in close or name not in measured}
-    if not state.trained and state.model is not state.original:
+    if keys.model_digest(state.model) not in map(
+        keys.model_digest, (state.original, *state.trained.values())
+    ):
         models["optimized"] = state.model
     return models
 
