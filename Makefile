@@ -35,14 +35,15 @@ lint: $(VENV)/installed
 wheel: $(VENV)/installed
 	$(BIN)/python -m build --wheel --outdir build/wheel .
 
-bench: $(VENV)/installed  ## latency of the reference model in every runtime and precision
+bench: $(VENV)/installed  ## the reference model in every runtime and precision, then bench-kernels
 	$(BIN)/python benchmarks/char_lm.py $(ARTIFACT)
+	$(MAKE) bench-kernels
 
 OPS := lstmopt/runtimes/ops
 KERNELS := -DLSTMOPT_OPENVINO=OFF -DLSTMOPT_ONNXRUNTIME=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 bench-kernels: $(VENV)/installed  ## sparse layers in every format against the runtimes' own
-	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.kernels --markdown docs/results/kernels.md
 
 sanitize:  ## the kernels' own tests under AddressSanitizer, UBSan and ThreadSanitizer, and a short fuzz run
 	cmake -S $(OPS) -B build/asan $(KERNELS) -DLSTMOPT_TESTS=ON -DLSTMOPT_FUZZ=ON -DLSTMOPT_SANITIZE=address,undefined

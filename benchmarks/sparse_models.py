@@ -6,11 +6,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from lstmopt.rnn.reader import INITIAL_C, INITIAL_H, SEQUENCE_LENS, X, find_rnns
+from lstmopt.passes.sparse_ops import SparseOps, sparse_places
+from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.runtimes import Deployment
 from lstmopt.runtimes.ops import library, sparse_lstm_model
-from lstmopt.runtimes.ops.nodes import DOMAIN, VERSION, constants_of, sparse_lstm
 from lstmopt.sparsity.formats import format_named
 
 SETTINGS = {
@@ -26,29 +26,9 @@ def packed(weights: RnnWeights, name: str) -> tuple[list[bytes], list[bytes]]:
 
 
 def with_sparse_lstms(model: ir.Model, name: str) -> ir.Model:
-    """Returns a copy of a model in which every LSTM is our op, its weights in a format."""
-    copy = model.clone()
-    graph = copy.graph
-    for layer in find_rnns(copy):
-        weights, x = layer.weights, layer.input(X)
-        assert weights is not None and x is not None and layer.supported
-        node = sparse_lstm(
-            weights, *packed(weights, name), x, lengths=layer.input(SEQUENCE_LENS),
-            initial_h=layer.input(INITIAL_H), initial_c=layer.input(INITIAL_C), name=f"sparse.{layer.name}",
-        )  # fmt: skip
-        for constant in constants_of(node):
-            graph.register_initializer(constant)
-        old = layer.node
-        for before, after in zip(old.outputs, node.outputs, strict=False):
-            after.type, after.shape = before.type, before.shape
-        graph.insert_before(old, node)
-        for before, after in zip(old.outputs, node.outputs, strict=False):
-            wanted = before.name
-            before.replace_all_uses_with(after, replace_graph_outputs=True)
-            before.name, after.name = f"{wanted}.dense", wanted
-        graph.remove(old, safe=True)
-    copy.opset_imports[DOMAIN] = VERSION
-    return copy
+    """Returns a copy of a model in which every sparse LSTM is our op, its weights in a format."""
+    formats = {place.name: name for place in sparse_places(model) if place.layer is not None}
+    return rewrite(model, SparseOps(formats))
 
 
 def sparse_layer(weights: RnnWeights, name: str, steps: int, batch: int = 1) -> ir.Model:

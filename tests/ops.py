@@ -11,7 +11,8 @@ import onnx_ir as ir
 from lstmopt.rnn.cells import LSTM
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.rnn.writer import rnn_model
-from lstmopt.runtimes.ops import library, sparse_lstm_model
+from lstmopt.runtimes.ops import library, sparse_lstm_model, sparse_matmul
+from lstmopt.runtimes.ops.nodes import DOMAIN, VERSION, constants_of
 from lstmopt.sparsity.formats import Format
 
 Array = np.ndarray[Any, Any]
@@ -126,6 +127,19 @@ def save_dense(path: Path, weights: RnnWeights) -> Path:
     """Writes a model of one layer with ONNX's op."""
     ir.save(rnn_model(weights, states=True), path)
     return path
+
+
+def save_product(path: Path, packed: bytes, bias: Array | None, shape: tuple[int | str, ...]) -> None:
+    """Writes a model of one sparse product."""
+    number = ir.TensorType(ir.DataType.FLOAT)
+    x = ir.Value(name="x", type=number, shape=ir.Shape(shape))
+    node = sparse_matmul(packed, x, bias=bias)
+    node.outputs[0].name, node.outputs[0].type = "y", number
+    graph = ir.Graph(
+        [x], node.outputs, nodes=[node], initializers=constants_of(node), name="product",
+        opset_imports={"": 17, DOMAIN: VERSION},
+    )  # fmt: skip
+    ir.save(ir.Model(graph, ir_version=8), path)
 
 
 def ort_session(path: Path | str, ours: bool = True) -> Any:

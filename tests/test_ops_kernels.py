@@ -56,7 +56,8 @@ def test_mutated_weights_under_sanitizers(tmp_path: Path) -> None:
 def test_build_ops(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["build-ops", "-o", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert {Path(line).name for line in result.output.split()} == {"liblstmopt_ov.so", "liblstmopt_ort.so"}
+    names = {"liblstmopt_openvino.so", "liblstmopt_onnxruntime.so"}
+    assert {Path(line).name for line in result.output.split()} == names
 
 
 def test_build_ops_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -35,11 +35,14 @@ class Candidate:
         name: unique within a comparison.
         deployment: the file, and how it is loaded.
         calls: a share and the inputs of each kind of call; the latency is the weighted mean.
+        opener: "module:function" that loads the deployment for a number of threads, as
+            `lstmopt.runtimes.open_session` does; another than that for what is none of its runtimes.
     """
 
     name: str
     deployment: Deployment
     calls: Sequence[tuple[float, Feeds]]
+    opener: str = "lstmopt.runtimes:open_session"
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +119,7 @@ class Worker:
             {
                 "load": {
                     "deployment": deployment.model_dump(mode="json"),
+                    "opener": candidate.opener,
                     "threads": self._threads,
                     "cores": available_cores()[-self._threads :],
                     "calls": [(share, str(path.absolute())) for share, path in calls],

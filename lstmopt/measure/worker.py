@@ -5,6 +5,7 @@ Commands: ``{"load": {...}}`` and ``{"run": n}``; each gets one line of answer.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -52,10 +53,12 @@ def main() -> None:
 def _load(spec: dict[str, Any]) -> Calls:
     from safetensors.numpy import load_file
 
-    from lstmopt.runtimes import Deployment, open_session
+    from lstmopt.runtimes import Deployment
 
     _take_core(spec["cores"])
-    session = open_session(Deployment.model_validate(spec["deployment"]), int(spec["threads"]))
+    module, _, function = spec["opener"].partition(":")
+    opener = getattr(importlib.import_module(module), function)
+    session = opener(Deployment.model_validate(spec["deployment"]), int(spec["threads"]))
     return [(float(share), session.bind(load_file(path))) for share, path in spec["calls"]]
 
 

@@ -205,8 +205,7 @@ class OpenVino:
         request = self._request
 
         def call(_: Any = kept) -> None:
-            request.start_async()
-            request.wait()
+            request.infer(share_outputs=True)
 
         return call
 

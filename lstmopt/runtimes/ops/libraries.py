@@ -11,7 +11,7 @@ from lstmopt.errors import LstmoptError
 
 SOURCES = Path(__file__).parent
 FOLDER = "lib"
-NAMES = {"openvino": "liblstmopt_ov.so", "onnxruntime": "liblstmopt_ort.so"}
+NAMES = {"openvino": "liblstmopt_openvino.so", "onnxruntime": "liblstmopt_onnxruntime.so"}
 BUILT_FOR = "openvino-version.txt"
 """A file beside the libraries: the version of OpenVINO whose headers they were built with."""
 

@@ -35,6 +35,7 @@ void SparseMatMul::make_product() {
   product_ = std::make_shared<const Product>(made, constants);
 }
 
+// Shapes are checked when a model is read or reshaped, as SparseLSTMSequence's are.
 void SparseMatMul::validate_and_infer_types() {
   NODE_VALIDATION_CHECK(this, get_input_size() == 2 || get_input_size() == 3, "has a wrong number of inputs");
   NODE_VALIDATION_CHECK(this, is_float(get_input_element_type(kX)), "X has to be f32, f16 or bf16");
@@ -42,8 +43,8 @@ void SparseMatMul::validate_and_infer_types() {
   ov::PartialShape shape = get_input_partial_shape(kX);
   if (shape.rank().is_static()) {
     const auto columns = int64_t(lstmopt_matmul_columns(product_->get()));
-    NODE_VALIDATION_CHECK(this, shape.size() > 0 && shape[shape.size() - 1].compatible(columns), "X has shape ", shape,
-                          ", expected [..., ", columns, "]");
+    NODE_VALIDATION_CHECK(this, shape.size() > 0 && (copy_ || shape[shape.size() - 1].compatible(columns)), "X has shape ",
+                          shape, ", expected [..., ", columns, "]");
     shape[shape.size() - 1] = int64_t(lstmopt_matmul_units(product_->get()));
   }
   set_output_type(0, get_input_element_type(kX), shape);
@@ -53,6 +54,7 @@ std::shared_ptr<ov::Node> SparseMatMul::clone_with_new_inputs(const ov::OutputVe
   auto copy = std::make_shared<SparseMatMul>();
   copy->set_arguments(inputs);
   copy->product_ = product_;
+  copy->copy_ = true;
   copy->constructor_validate_and_infer_types();
   return copy;
 }
@@ -60,12 +62,12 @@ std::shared_ptr<ov::Node> SparseMatMul::clone_with_new_inputs(const ov::OutputVe
 bool SparseMatMul::run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
   if (!product_ || inputs.size() != get_input_size() || outputs.size() != 1) return false;
   ov::Shape shape = inputs[kX].get_shape();
-  const size_t columns = lstmopt_matmul_columns(product_->get());
-  if (shape.empty() || shape.back() != columns || !is_float(inputs[kX].get_element_type())) return false;
-  const size_t rows = inputs[kX].get_size() / columns;
+  if (shape.empty()) return false;
+  const size_t columns = lstmopt_matmul_columns(product_->get()), given = shape.back();
   shape.back() = lstmopt_matmul_units(product_->get());
   outputs[0].set_shape(shape);
-  if (!is_float(outputs[0].get_element_type())) return false;
+  if (given != columns || !is_float(inputs[kX].get_element_type()) || !is_float(outputs[0].get_element_type())) return false;
+  const size_t rows = inputs[kX].get_size() / columns;
   float* y = for_f32(outputs[0], 1);
   if (lstmopt_matmul_run(product_->get(), rows, to_f32(inputs[kX], 0), y, nullptr)) return false;
   from_f32(y, outputs[0]);

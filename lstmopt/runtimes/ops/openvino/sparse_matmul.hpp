@@ -28,6 +28,7 @@ class SparseMatMul : public ov::op::Op {
   bool run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const;
 
   std::shared_ptr<const Product> product_;
+  bool copy_ = false;  // made by clone_with_new_inputs
 };
 
 }  // namespace lstmopt_ov
