@@ -12,6 +12,7 @@ from benchmarks.pattern_models import Model, Row
 from benchmarks.pattern_page import front, page
 from benchmarks.sparse_models import deployed, with_sparse_lstms
 from lstmopt.passes import GrowPrune
+from lstmopt.passes.plans import masked
 from lstmopt.rnn.examples import example_inputs
 from lstmopt.rnn.execution import run_model
 from lstmopt.rnn.files import save_model
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
-    return language_model(tmp_path_factory.mktemp("model"))
+    return masked(language_model(tmp_path_factory.mktemp("model")), "unstructured", 0.4)
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

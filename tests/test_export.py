@@ -43,6 +43,8 @@ def test_every_precision_ships_the_settings_that_make_it_one(name: str, model: P
     feeds = example_inputs(original, 0, {"sequence": 6, "batch": 2})
     expected = run_model(original, feeds)["scores"]
     for precision in runtime(name).precisions():
+        if precision.startswith("sparse-"):
+            continue  # nothing of this model is sparse: see test_sparse_export
         output = tmp_path / precision
         exported(model, "--runtime", name, "--format", precision, "--threads", 2, "-o", output)
         manifest = Manifest.load(output / "manifest.json")
