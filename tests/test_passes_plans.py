@@ -29,19 +29,22 @@ class Some:
     """A state of one layer of that many weights."""
 
 
-def plan(latency: float, weights: float) -> Plan:
+def plan(latency: float, weights: float, scale: float = 1.0) -> Plan:
     class Known(Plan):
         @property
         def weights(self) -> float:
             return weights
 
-    return Known(1.0, 1.0, "bank64", Some(), 0.1, latency)  # type: ignore[arg-type]
+    return Known(scale, 1.0, "bank64", Some(), 0.1, latency)  # type: ignore[arg-type]
 
 
 def test_close_plans_are_tried_with_the_most_weights_first() -> None:
     fast, close, slow = plan(100, 10), plan(108, 30), plan(150, 50)
     assert in_order([slow, fast, close]) == (close, fast, slow)
     assert in_order([]) == ()
+    # A larger hidden size with as many weights has more to choose them from.
+    small, large = plan(100, 1000, 0.5), plan(115, 995, 1.0)
+    assert in_order([small, large]) == (large, small)
 
 
 @needs_ops

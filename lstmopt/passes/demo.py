@@ -34,7 +34,7 @@ def demo_call() -> dict[str, Any]:
         "task": "lm",
         "max_degradation": MAX_DEGRADATION,
         "back_off": BackOff(
-            scales=(0.86,),
+            scales=(0.98,),
             compression=4.1,
             relaxed=(1.0,),
             tune=0.0,

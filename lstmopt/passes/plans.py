@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
     from lstmopt.pipeline import State
 
-CLOSE = 1.1
-"""Plans whose latencies are within this factor of one another are tried with the most weights first."""
+CLOSE = 1.2
+"""Plans whose latencies are within this factor of one another are tried with the most weights first, and of as
+many weights with the largest size."""
+
+ALIKE = 0.98
+"""What share of weights counts as many."""
 
 ROUNDS = 5
 
@@ -151,12 +155,14 @@ def ranked(plans: Sequence[Plan], state: State) -> tuple[Plan, ...]:
 
 
 def in_order(plans: Sequence[Plan]) -> tuple[Plan, ...]:
-    """Returns measured plans, fastest first, of close ones the one with the most weights first."""
+    """Returns measured plans, fastest first, of close ones the one with the most weights and units first."""
     rest = sorted(plans, key=lambda plan: plan.latency_us or 0.0)
     found: list[Plan] = []
     while rest:
         bound = CLOSE * (rest[0].latency_us or 0.0)
-        best = max((p for p in rest if (p.latency_us or 0.0) <= bound), key=lambda plan: plan.weights)
+        close = [plan for plan in rest if (plan.latency_us or 0.0) <= bound]
+        most = max(plan.weights for plan in close)
+        best = max((p for p in close if p.weights > ALIKE * most), key=lambda plan: plan.scale)
         found.append(best)
         rest.remove(best)
     return tuple(found)

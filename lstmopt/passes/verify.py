@@ -118,7 +118,7 @@ def artifact_checks(folder: Path, manifest: Manifest) -> list[Check]:
         not checked: that passes, but for the best.
 
     Raises:
-        LstmoptError: the golden file is missing or damaged, or a deployment does not load or run.
+        LstmoptError: the golden file is missing or damaged.
     """
     faults = check_files(folder, manifest)
     detail = faults[0] if faults else f"{len(manifest.files)} files as written"
@@ -131,7 +131,11 @@ def artifact_checks(folder: Path, manifest: Manifest) -> list[Check]:
         if not status.usable:
             checks.append(Check(name=name, passed=index > 0, detail=f"not checked: {status.reason}"))
             continue
-        windows = play(open_session(deployment, manifest.threads).run, golden.inputs, pairs)
+        try:
+            windows = play(open_session(deployment, manifest.threads).run, golden.inputs, pairs)
+        except LstmoptError as error:
+            checks.append(Check(name=name, passed=False, detail=error.fault))
+            continue
         recorded = golden.optimized[index]
         error = max(
             (difference([w[name] for w in recorded], [w.get(name) for w in windows]) for name in recorded[0]),

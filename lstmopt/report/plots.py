@@ -18,7 +18,7 @@ SAMPLES_DRAWN = 8
 """Raw samples drawn at one dimension; more are one blot, and make the page heavy."""
 
 SHAPES = {"openvino": "circle", "onnxruntime": "square", "tensorrt": "triangle"}
-PRECISIONS = ("f32", "bf16", "f16", "int8")
+PRECISIONS = ("f32", "bf16", "f16", "int8", "sparse-f32", "sparse-i16", "sparse-i8")
 LETTER = 6.6
 """Width of a letter of a plot's labels."""
 
