@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from lstmopt.pipeline import State
 
 CLOSE = 1.2
-"""Plans whose latencies are within this factor of one another are tried with the most weights first, and of as
-many weights with the largest size."""
+"""Of plans whose latencies are within this factor of one another the one with the most weights is tried first,
+and of as many weights the one with the largest size."""
 
 ALIKE = 0.98
 """What share of weights counts as many."""

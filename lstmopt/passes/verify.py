@@ -133,8 +133,8 @@ def artifact_checks(folder: Path, manifest: Manifest) -> list[Check]:
             continue
         try:
             windows = play(open_session(deployment, manifest.threads).run, golden.inputs, pairs)
-        except LstmoptError as error:
-            checks.append(Check(name=name, passed=False, detail=error.fault))
+        except LstmoptError as refused:
+            checks.append(Check(name=name, passed=False, detail=refused.fault))
             continue
         recorded = golden.optimized[index]
         error = max(
