@@ -45,6 +45,9 @@ def test_close_plans_are_tried_with_the_most_weights_first() -> None:
     # A larger hidden size with as many weights has more to choose them from.
     small, large = plan(100, 1000, 0.5), plan(115, 995, 1.0)
     assert in_order([small, large]) == (large, small)
+    # Of one size, fewer weights first: the other goes on from there.
+    few, more = plan(101, 990), plan(100, 1000)
+    assert in_order([more, few]) == (few, more)
 
 
 @needs_ops

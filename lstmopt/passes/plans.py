@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from lstmopt.pipeline import State
 
 CLOSE = 1.2
-"""Of plans whose latencies are within this factor of one another the one with the most weights is tried first,
-and of as many weights the one with the largest size."""
+"""Of plans whose latencies are within this factor of one another the one with the most weights is tried
+first; of as many weights the one with the largest size, then the one that another can go on from."""
 
 ALIKE = 0.98
 """What share of weights counts as many."""
@@ -162,7 +162,9 @@ def in_order(plans: Sequence[Plan]) -> tuple[Plan, ...]:
         bound = CLOSE * (rest[0].latency_us or 0.0)
         close = [plan for plan in rest if (plan.latency_us or 0.0) <= bound]
         most = max(plan.weights for plan in close)
-        best = max((p for p in close if p.weights > ALIKE * most), key=lambda plan: plan.scale)
+        best = max(
+            (p for p in close if p.weights > ALIKE * most), key=lambda plan: (plan.scale, -plan.weights)
+        )
         found.append(best)
         rest.remove(best)
     return tuple(found)
