@@ -19,7 +19,7 @@ from lstmopt.report.text import result_table
 TRAINING_SECONDS = 75 * 60.0
 COMPRESSION = 10.2
 SCALES = (0.98,)
-"""384 units, a multiple of 16 and 64: what the sparse ops pad to. More of them with as few weights lose less."""
+"""384 units, a multiple of 64, to which the sparse ops pad; more units with as few weights lose less."""
 
 RELAXED = (1.0, 0.985)
 """A plan that misses the contract goes on from its weights, with a few more of them."""
