@@ -21,7 +21,7 @@ import lstmopt
 from lstmopt.errors import LstmoptError
 from lstmopt.passes import Export, Simplify, Trained, Verify
 from lstmopt.passes.convert import export_model
-from lstmopt.passes.formats import DENSE, Chooser, Measured
+from lstmopt.passes.formats import DENSE, Chooser, Measured, smallest_formats
 from lstmopt.passes.sparse_ops import RoundWeights, SparseOps, sparse_places
 from lstmopt.passes.trained import pattern_of
 from lstmopt.report.schema import Manifest, Report
@@ -47,6 +47,7 @@ pytestmark = pytest.mark.skipif(
     not (available("openvino") and available("onnxruntime")), reason="the native ops were not built"
 )
 NAMES = ("openvino", "onnxruntime")
+PRODUCT_FORMATS = sorted(set(FORMATS) - {"i8-shared"})
 
 
 def pruned(model: ir.Model, density: float, seed: int = 0, shared: bool = False) -> ir.Model:
@@ -128,7 +129,7 @@ def product(op: str, units: int, columns: int, bias: bool, transposed: bool, see
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), phases=(Phase.generate,))
 @given(
     units=st.integers(1, 70), columns=st.integers(1, 90), bias=st.booleans(), transposed=st.booleans(),
-    op=st.sampled_from(["MatMul", "Gemm"]), item=st.sampled_from(sorted(FORMATS)),
+    op=st.sampled_from(["MatMul", "Gemm"]), item=st.sampled_from(PRODUCT_FORMATS),
     name=st.sampled_from(NAMES), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_products(
@@ -144,6 +145,45 @@ def test_products(
     sparse = rewrite(model, SparseOps(formats))
     outputs = ran(sparse, name, tmp_path_factory.mktemp("product"), feeds, f"sparse-{item}")
     assert error(outputs["y"], expected) <= (1e-5 if item == "f32" else 0.03)
+
+
+def test_a_product_has_no_gates_to_share_an_index() -> None:
+    model = product("MatMul", 40, 64, False, False, 0)
+    (place,) = sparse_places(model)
+    assert sorted(item.name for item in place.formats) == PRODUCT_FORMATS
+    assert smallest_formats(model, {}, "onnxruntime", "sparse-i8")["product"] in PRODUCT_FORMATS
+    layer = rnn_model(sparse_layer(64, 0.1, "gate-shared64:step4"))
+    assert smallest_formats(layer, {}, "onnxruntime", "sparse-i8") == {"rnn": "i8-shared"}
+
+
+def test_products_of_one_name_and_of_a_rank_that_the_graph_does_not_tell(tmp_path: Path) -> None:
+    """Exporters leave shapes out, and give two nodes one name."""
+    rng = np.random.default_rng(0)
+    tensors = [
+        numpy_helper.from_array(
+            (rng.standard_normal((64, 64)) * (rng.random((64, 64)) < 0.1)).astype(np.float32), n
+        )
+        for n in ("V", "W")
+    ]
+    nodes = [
+        helper.make_node("Abs", ["x"], ["a"]), helper.make_node("MatMul", ["a", "V"], ["b"], name="mm"),
+        helper.make_node("MatMul", ["b", "W"], ["y"], name="mm"),
+    ]  # fmt: skip
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [info("x", TensorProto.FLOAT, ["n", "m", 64])],
+        [info("y", TensorProto.FLOAT, ["n", "m", 64])], tensors,
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = ir.from_proto(proto)
+    feeds = {"x": rng.standard_normal((3, 2, 64)).astype(np.float32)}
+    target = Target(name="t", runtimes=(RuntimeTarget(runtime="onnxruntime", precisions=("f32",)),))
+    chosen = Chooser(target).choose(model, feeds, "onnxruntime", "sparse-f32")
+    assert set(chosen) <= {place.name for place in sparse_places(model)}
+    formats = {place.name: "f32" for place in sparse_places(model)}
+    assert len(formats) == 2
+    outputs = ran(rewrite(model, SparseOps(formats)), "onnxruntime", tmp_path, feeds, "sparse-f32")
+    assert error(outputs["y"], Reference(model).run(feeds)["y"]) < 1e-5
 
 
 def test_what_is_not_replaced() -> None:

@@ -107,10 +107,10 @@ def smallest_formats(model: ir.Model, feeds: Feeds, name: str, precision: str) -
 
     Nothing is measured: good enough to rank models, and quick. Arguments are those of `Chooser.choose`.
     """
-    allowed = [FORMATS[item] for item in allowed_formats(precision)]
+    allowed = allowed_formats(precision)
     return {
         place.name: min(
-            allowed,
+            (item for item in place.formats if item.name in allowed),
             key=lambda item: (sum(item.packed_bytes(matrix != 0) for matrix in place.matrices), -item.error),
         ).name
         for place in sparse_places(model)
@@ -130,15 +130,14 @@ def _worth_measuring(place: Place) -> dict[str, int]:
     out a mask alike the less exact one is faster.
     """
     taken = {
-        item.name: sum(item.packed_bytes(matrix != 0) for matrix in place.matrices)
-        for item in FORMATS.values()
+        item.name: sum(item.packed_bytes(matrix != 0) for matrix in place.matrices) for item in place.formats
     }
     found = {}
     for name, size in taken.items():
         least = min(taken[other] for other in taken if FORMATS[other].error <= FORMATS[name].error)
         alike = [
             other.error
-            for other in FORMATS.values()
+            for other in place.formats
             if taken[other.name] == size
             and (other.width, other.step) == (FORMATS[name].width, FORMATS[name].step)
         ]
@@ -164,7 +163,7 @@ def _measure(
     """
     engine = runtime(name)
     x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-    dense = _bare(place)
+    dense = _bare(place, len(shape))
     bare_name = sparse_places(dense)[0].name
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder:
         candidates = []
@@ -180,8 +179,8 @@ def _measure(
     return Measured({item: comparison.timing(item).median for item in (DENSE, *formats)})
 
 
-def _bare(place: Place) -> ir.Model:
-    """Returns a model of one place alone, dense, with the input ``x``."""
+def _bare(place: Place, rank: int) -> ir.Model:
+    """Returns a model of one place alone, dense; graphs need not tell the rank of its input ``x``."""
     import onnx
     import onnx_ir as ir
 
@@ -190,7 +189,7 @@ def _bare(place: Place) -> ir.Model:
         return rnn_model(place.layer.weights)
     matrix = np.ascontiguousarray(place.matrices[0][0].T)
     info = onnx.helper.make_tensor_value_info
-    shape: list[int | str] = [f"axis_{axis}" for axis in range(len(place.input.shape or (0, 0)) - 1)]
+    shape: list[int | str] = [f"axis_{axis}" for axis in range(rank - 1)]
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("MatMul", ["x", "W"], ["y"], name="product")],
         "product",

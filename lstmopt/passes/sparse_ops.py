@@ -17,7 +17,8 @@ from lstmopt.rnn.weights import RnnWeights
 from lstmopt.rnn.writer import free_name, replace_constant, write_weights
 from lstmopt.runtimes.ops import DOMAIN, VERSION, sparse_lstm, sparse_matmul
 from lstmopt.runtimes.ops.nodes import constants_of
-from lstmopt.sparsity.formats import format_named
+from lstmopt.sparsity.formats import FORMATS, Format, format_named
+from lstmopt.sparsity.formats.shared import I8Shared
 
 Array = npt.NDArray[np.floating]
 Formats = Mapping[str, str]
@@ -49,6 +50,11 @@ class Place:
         return sum(map(np.count_nonzero, self.matrices)) / sum(matrix.size for matrix in self.matrices)
 
     @property
+    def formats(self) -> tuple[Format, ...]:
+        """What the weights can be packed in: all formats, but for a product the one that gates share."""
+        return tuple(f for f in FORMATS.values() if self.layer is not None or not isinstance(f, I8Shared))
+
+    @property
     def input(self) -> ir.Value:
         """What is multiplied: ``[steps, batch, input]`` of a layer, any rank of a product."""
         value = self.node.inputs[X]
@@ -66,7 +72,7 @@ def sparse_places(model: ir.Model) -> tuple[Place, ...]:
         model: the graph; weights in f32.
     """
     layers = {layer.node: layer for layer in find_rnns(model) if layer.supported and layer.cell is LSTM}
-    found = []
+    found, taken = [], {layer.name for layer in layers.values()}
     for index, node in enumerate(model.graph):
         if node in layers:
             weights = layers[node].weights
@@ -78,7 +84,11 @@ def sparse_places(model: ir.Model) -> tuple[Place, ...]:
             matrix = _product(node)
             if matrix is None:
                 continue
-            place = Place(node.name or f"{node.op_type}_{index}", node, None, (matrix,))
+            name = node.name or f"{node.op_type}_{index}"
+            if name in taken:
+                name = f"{name}_{index}"
+            place = Place(name, node, None, (matrix,))
+        taken.add(place.name)
         if place.density <= DENSEST:
             found.append(place)
     return tuple(found)
