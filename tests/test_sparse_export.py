@@ -156,18 +156,17 @@ def test_a_product_has_no_gates_to_share_an_index() -> None:
     assert smallest_formats(layer, {}, "onnxruntime", "sparse-i8") == {"rnn": "i8-shared"}
 
 
-def test_products_of_one_name_and_of_a_rank_that_the_graph_does_not_tell(tmp_path: Path) -> None:
-    """Exporters leave shapes out, and give two nodes one name."""
+def test_products_of_a_rank_that_the_graph_does_not_tell(tmp_path: Path) -> None:
+    """Exporters leave the shapes of values between nodes out."""
     rng = np.random.default_rng(0)
+    matrices = [rng.standard_normal((64, 64)) * (rng.random((64, 64)) < 0.1) for _ in "VW"]
     tensors = [
-        numpy_helper.from_array(
-            (rng.standard_normal((64, 64)) * (rng.random((64, 64)) < 0.1)).astype(np.float32), n
-        )
-        for n in ("V", "W")
+        numpy_helper.from_array(matrix.astype(np.float32), name)
+        for name, matrix in zip("VW", matrices, strict=True)
     ]
     nodes = [
         helper.make_node("Abs", ["x"], ["a"]), helper.make_node("MatMul", ["a", "V"], ["b"], name="mm"),
-        helper.make_node("MatMul", ["b", "W"], ["y"], name="mm"),
+        helper.make_node("MatMul", ["b", "W"], ["y"], name="mm2"),
     ]  # fmt: skip
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
