@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.layers import SETTINGS, TORCH, Shape, candidates
+from benchmarks.layers import RUNTIMES, TORCH, Shape, candidates
 from lstmopt.keys import versions
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.measure.statistics import Ratio
@@ -124,7 +124,7 @@ def goals(result: Result) -> list[str]:
     """Returns a row of Markdown for each goal and runtime."""
     rows = []
     for goal in (goal for goal in result.case.goals if result.shape.size >= goal.smallest):
-        for where in SETTINGS:
+        for where in RUNTIMES:
             name = f"{goal.format} in {where}"
             ratio, peer = least_ratio(result, name, goal.over)
             bound = ""

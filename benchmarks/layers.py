@@ -12,11 +12,12 @@ import onnx_ir as ir
 
 from benchmarks import torch_csr
 from lstmopt.measure.process import Candidate
+from lstmopt.precision import SPARSE
 from lstmopt.rnn.cells import LSTM
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.rnn.writer import rnn_model
-from lstmopt.runtimes import Deployment, open_session, runtime
-from lstmopt.runtimes.ops import library, sparse_lstm_model
+from lstmopt.runtimes import open_session, runtime
+from lstmopt.runtimes.ops import sparse_lstm_model
 from lstmopt.sparsity.formats import format_named
 from lstmopt.sparsity.patterns import parse_pattern
 
@@ -24,10 +25,7 @@ PATTERNS = {
     "f32": "bank32", "i16": "bank32:step2", "i16-bank64": "bank64:step2", "i8": "bank64:step4",
     "i8-planes2": "bank64:step4", "i8-shared": "gate-shared64:step4",
 }  # fmt: skip
-SETTINGS = {
-    "openvino": {"INFERENCE_PRECISION_HINT": "f32"},
-    "onnxruntime": {"session.intra_op.allow_spinning": "0"},
-}
+RUNTIMES = ("openvino", "onnxruntime")
 PEERS = ("openvino f32", "openvino bf16", "onnxruntime f32", "onnxruntime int8")
 """What runs the zeros too: each runtime's own LSTM, in the precisions of this CPU."""
 TORCH = "torch CSR f32"
@@ -108,9 +106,8 @@ def candidates(
         file = folder / f"{name}.onnx"
         packed = [[item.pack(matrix[0])] for matrix in weights.matrices]
         ir.save(sparse_lstm_model(weights, *packed, sequence=shape.sequence, batch=shape.batch), file)
-        for where, settings in SETTINGS.items():
-            ours = (library(where),)
-            built = Deployment(runtime=where, file=file, precision="f32", settings=settings, libraries=ours)
+        for where in RUNTIMES:
+            built = runtime(where).build(file, f"{SPARSE}{name}", folder / f"{where}-{SPARSE}{name}")
             found.append((Candidate(f"{name} in {where}", built, calls), weights))
     return [item for item, _ in found], {item.name: _error(item, weights) for item, weights in found}
 

@@ -29,12 +29,13 @@ from benchmarks.pattern_models import (
     in_onnxruntime,
 )
 from benchmarks.pattern_page import page
-from benchmarks.sparse_models import deployed, sparse_layer, with_sparse_lstms
+from benchmarks.rows import publish
+from benchmarks.sparse_models import deployed, with_sparse_lstms
 from lstmopt.cli import progress_shown
 from lstmopt.measure.process import Candidate
 from lstmopt.measure.timing import compare
 from lstmopt.rnn.examples import example_inputs
-from lstmopt.rnn.files import load_model
+from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.rnn.writer import rnn_model
 from lstmopt.runtimes import Deployment, runtime
@@ -72,14 +73,14 @@ def latencies(model: Model, row: Row) -> dict[str, Any]:
     folder = path.parent / row.name
     folder.mkdir(parents=True, exist_ok=True)
     plain = rnn_model(weights, sequence=SEQUENCE, batch=1)
-    deployed(plain, folder / "dense.onnx")
+    save_model(plain, folder / "dense.onnx")
     feeds = example_inputs(plain, 0, {})
     timed = {
         f"dense {precision}": runtime(where).build(folder / "dense.onnx", precision, folder / precision)
         for where, precision in PEERS[:2]
     }
     for name in fitting(row.pattern):
-        timed[name] = deployed(sparse_layer(weights, name, SEQUENCE), folder / f"{name}.onnx")
+        timed[name] = deployed(with_sparse_lstms(plain, name), name, folder / f"{name}.onnx")
     with progress_shown() as progress:
         result = compare(
             [Candidate(name, item, [(1.0, feeds)]) for name, item in timed.items()],
@@ -103,7 +104,7 @@ def in_formats(model: Model, row: Row) -> list[dict[str, Any]]:
     trained, dense = load_model(model.file(row)), model.dense()
 
     def made(name: str) -> Callable[[Path], Deployment]:
-        return lambda folder: deployed(with_sparse_lstms(trained, name), folder / "model.onnx")
+        return lambda folder: deployed(with_sparse_lstms(trained, name), name, folder / "model.onnx")
 
     names = fitting(row.pattern)
     found = {name: model.evaluate(f"{row.name}-in-{name}", made(name)) for name in names}
@@ -155,11 +156,7 @@ def write_page(models: list[Model], output: Path) -> None:
             "formats": [line for row in formats for line in in_formats(model, row)],
             "missing": [row.name for row in model.rows if row not in rows],
         }
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "patterns.json").write_text(json.dumps(document, indent=1) + "\n")
-    text = page(document, "make patterns")
-    (output / "patterns.md").write_text(text)
-    print(text, flush=True)
+    publish(output, "patterns", document, page(document, "make patterns"))
 
 
 def main() -> None:

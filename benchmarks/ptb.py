@@ -10,7 +10,6 @@ docs/results/ptb.md with the commit, the CPU and the versions.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import made_by
+from benchmarks.rows import made_by, publish
 from benchmarks.rows import train as train_row
 from lstmopt import measure
 from lstmopt.passes import GrowPrune
@@ -253,11 +252,7 @@ def table(rows: list[dict[str, Any]], command: str) -> str:
 def write_table(rows: list[Row], words: Words, output: Path) -> None:
     """Measures the rows and writes ``ptb.json`` and ``ptb.md``."""
     found = measured(rows, words)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "ptb.json").write_text(json.dumps(found, indent=1) + "\n")
-    text = table(found, "make ptb SIZE=small")
-    (output / "ptb.md").write_text(text)
-    print(text, flush=True)
+    publish(output, "ptb", found, table(found, "make ptb SIZE=small"))
 
 
 def main() -> None:

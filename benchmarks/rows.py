@@ -40,6 +40,21 @@ def train(
     shutil.rmtree(folder)
 
 
+def publish(output: Path, stem: str, document: Any, text: str) -> None:
+    """Writes a table's figures and its page, and shows the page.
+
+    Args:
+        output: the folder.
+        stem: of ``STEM.json`` and ``STEM.md``.
+        document: the figures.
+        text: the page.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n")
+    (output / f"{stem}.md").write_text(text)
+    print(text, flush=True)
+
+
 def made_by(command: str) -> str:
     """Returns a page's line on what made it: command, commit, CPU and versions."""
     commit = subprocess.run(

@@ -17,7 +17,7 @@ import click
 
 from lstmopt import __version__
 from lstmopt.errors import ContractError, LstmoptError
-from lstmopt.runtimes.base import SPARSE_PRECISIONS
+from lstmopt.precision import SPARSE, SPARSE_PRECISIONS
 
 if TYPE_CHECKING:
     from lstmopt.targets import Target
@@ -489,7 +489,7 @@ def export(
         result = export_model(
             model,
             runtime=runtime,
-            precision=f"sparse-{precision}" if precision in ("i16", "i8") else precision,
+            precision=f"{SPARSE}{precision}" if precision in ("i16", "i8") else precision,
             target=_chosen(target, shapes, threads),
             static=static,
             output=output,

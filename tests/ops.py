@@ -7,15 +7,22 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from lstmopt.rnn.cells import LSTM
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.rnn.writer import rnn_model
-from lstmopt.runtimes.ops import library, sparse_lstm_model, sparse_matmul
+from lstmopt.runtimes.ops import available, library, sparse_lstm_model, sparse_matmul
 from lstmopt.runtimes.ops.nodes import DOMAIN, VERSION, constants_of
 from lstmopt.sparsity.formats import Format
 
 Array = np.ndarray[Any, Any]
+
+needs_ops = pytest.mark.skipif(
+    not (available("openvino") and available("onnxruntime")), reason="the native ops were not built"
+)
+"""Of a test, or as ``pytestmark`` of a file."""
+
 ACTIVATIONS = {
     "Sigmoid": lambda x, a, b: 1 / (1 + np.exp(-x)),
     "Tanh": lambda x, a, b: np.tanh(x),

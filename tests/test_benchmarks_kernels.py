@@ -12,12 +12,8 @@ from benchmarks.layers import TORCH, Shape, candidates
 from lstmopt.measure.process import Worker, write_feeds
 from lstmopt.measure.statistics import Ratio, Spread
 from lstmopt.measure.timing import Comparison
-from lstmopt.runtimes.ops import available
 from lstmopt.sparsity.formats import format_named
-
-needs_ops = pytest.mark.skipif(
-    not (available("openvino") and available("onnxruntime")), reason="the native ops were not built"
-)
+from tests.ops import needs_ops
 
 
 @needs_ops

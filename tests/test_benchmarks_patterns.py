@@ -18,14 +18,12 @@ from lstmopt.rnn.execution import run_model
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.runtimes import open_session
-from lstmopt.runtimes.ops import available
 from lstmopt.sparsity.formats import FORMATS
 from lstmopt.sparsity.patterns import parse_pattern
+from tests.ops import needs_ops
 from tests.training import language_model, text
 
-pytestmark = pytest.mark.skipif(
-    not (available("openvino") and available("onnxruntime")), reason="the native ops were not built"
-)
+pytestmark = needs_ops
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,7 @@ def test_a_model_computed_in_a_format_is_the_model(dense, tmp_path, name, runtim
     """Names, states and values, in the real runtimes."""
     sparse = with_sparse_lstms(dense, name)
     assert not find_rnns(sparse) and len(find_rnns(dense)) == 2
-    session = open_session(deployed(sparse, tmp_path / "model.onnx", runtime), 1)
+    session = open_session(deployed(sparse, name, tmp_path / "model.onnx", runtime), 1)
     feeds = example_inputs(dense, 0, {"sequence": 7, "batch": 3})
     have, want = session.run(feeds), run_model(dense, feeds)
     assert set(have) == set(want)

@@ -27,18 +27,12 @@ from lstmopt.sparsity.patterns import parse_pattern
 from tests.test_passes_grow_prune import Stop, density_of, loss_of, recipe, weights_of
 from tests.training import language_model, state_for
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     return language_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def layer(seed, hidden, inputs, direction="forward"):

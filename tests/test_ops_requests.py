@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lstmopt.runtimes.ops import available
 from lstmopt.sparsity.formats import format_named
 from tests.ops import (
     Array,
     feeds,
+    needs_ops,
     ort_session,
     ov_compile,
     ov_core,
@@ -25,9 +25,7 @@ from tests.ops import (
     save_sparse,
 )
 
-pytestmark = pytest.mark.skipif(
-    not (available("openvino") and available("onnxruntime")), reason="the native ops were not built"
-)
+pytestmark = needs_ops
 
 LENGTHS = (1, 5, 9, 20, 2, 33, 1, 14)
 """Of the sequences, one call after the other: shapes change at every call."""

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from lstmopt.errors import LstmoptError
-from lstmopt.runtimes.ops import available, libraries, library
+from lstmopt.runtimes.ops import libraries, library
 from lstmopt.sparsity.formats import FORMATS, format_named
 from tests.ops import (
     WITH_ALPHA,
@@ -18,6 +18,7 @@ from tests.ops import (
     double_lstm,
     error,
     feeds,
+    needs_ops,
     ort_session,
     ov_compile,
     ov_core,
@@ -28,9 +29,7 @@ from tests.ops import (
     save_sparse,
 )
 
-pytestmark = pytest.mark.skipif(
-    not (available("openvino") and available("onnxruntime")), reason="the native ops were not built"
-)
+pytestmark = needs_ops
 
 
 def check_f32(folder: Path, count: int, seed: int) -> None:

@@ -29,18 +29,12 @@ from lstmopt.rnn.writer import rnn_model
 from lstmopt.sparsity.patterns import Unstructured, parse_pattern
 from tests.training import language_model, state_for, text
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return language_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def recipe(**changes):

@@ -30,12 +30,7 @@ class Some:
 
 
 def plan(latency: float, weights: float, scale: float = 1.0) -> Plan:
-    class Known(Plan):
-        @property
-        def weights(self) -> float:
-            return weights
-
-    return Known(scale, 1.0, "bank64", Some(), 0.1, latency)  # type: ignore[arg-type]
+    return Plan(scale, 1.0, "bank64", Some(), 0.1, weights, latency)  # type: ignore[arg-type]
 
 
 def test_close_plans_are_tried_with_the_most_weights_first() -> None:
@@ -82,9 +77,10 @@ def test_plans_are_ranked_by_what_was_measured(tmp_path: Path) -> None:
     """With 16 times the weights a layer of 256 units is slower; too dense a plan comes last, not measured."""
     state = state_for(language_model(tmp_path, 256), tmp_path / "run", target=SPARSE)
     plans = [
-        Plan(1.0, share, "bank64:step4", state, density) for share, density in ((0.1, 0.4), (1.0, 0.025))
+        Plan(1.0, share, "bank64:step4", state, density, density)
+        for share, density in ((0.1, 0.4), (1.0, 0.025))
     ]
-    dense = Plan(1.0, 0.01, "bank64:step4", state, 0.9)
+    dense = Plan(1.0, 0.01, "bank64:step4", state, 0.9, 0.9)
     found = ranked([dense, *plans], state)
     assert [item.density for item in found] == [0.025, 0.4, 0.9]
     assert found[0].latency_us is not None and found[1].latency_us is not None and found[2].latency_us is None

@@ -21,7 +21,7 @@ import lstmopt
 from lstmopt.errors import LstmoptError
 from lstmopt.passes import Export, Simplify, Trained, Verify
 from lstmopt.passes.convert import export_model
-from lstmopt.passes.formats import DENSE, Chooser, Measured, smallest_formats
+from lstmopt.passes.formats import DENSE, Measured, measured_formats, smallest_formats
 from lstmopt.passes.sparse_ops import RoundWeights, SparseOps, sparse_places
 from lstmopt.passes.trained import pattern_of
 from lstmopt.report.schema import Manifest, Report
@@ -34,19 +34,17 @@ from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.rnn.writer import rnn_model, write_weights
 from lstmopt.runtimes import open_session, runtime
-from lstmopt.runtimes.ops import available
 from lstmopt.sparsity.formats import FORMATS
 from lstmopt.sparsity.patterns import parse_pattern
 from lstmopt.sparsity.precisions import allowed_formats
 from lstmopt.targets import RuntimeTarget, Target
 from tests.graphs import Drawn, feeds_for, lstm_graphs
-from tests.ops import error
+from tests.ops import error, needs_ops
 from tests.test_cli_errors import call, classifier, examples, refused
 
-pytestmark = pytest.mark.skipif(
-    not (available("openvino") and available("onnxruntime")), reason="the native ops were not built"
-)
+pytestmark = needs_ops
 NAMES = ("openvino", "onnxruntime")
+ANY = Target(name="any", runtimes=(RuntimeTarget(runtime="onnxruntime", precisions=("f32",)),))
 PRODUCT_FORMATS = sorted(set(FORMATS) - {"i8-shared"})
 
 
@@ -151,9 +149,9 @@ def test_a_product_has_no_gates_to_share_an_index() -> None:
     model = product("MatMul", 40, 64, False, False, 0)
     (place,) = sparse_places(model)
     assert sorted(item.name for item in place.formats) == PRODUCT_FORMATS
-    assert smallest_formats(model, {}, "onnxruntime", "sparse-i8")["product"] in PRODUCT_FORMATS
+    assert smallest_formats(model, {}, ANY)("onnxruntime", "sparse-i8")["product"] in PRODUCT_FORMATS
     layer = rnn_model(sparse_layer(64, 0.1, "gate-shared64:step4"))
-    assert smallest_formats(layer, {}, "onnxruntime", "sparse-i8") == {"rnn": "i8-shared"}
+    assert smallest_formats(layer, {}, ANY)("onnxruntime", "sparse-i8") == {"rnn": "i8-shared"}
 
 
 def test_products_of_a_rank_that_the_graph_does_not_tell(tmp_path: Path) -> None:
@@ -177,7 +175,7 @@ def test_products_of_a_rank_that_the_graph_does_not_tell(tmp_path: Path) -> None
     model = ir.from_proto(proto)
     feeds = {"x": rng.standard_normal((3, 2, 64)).astype(np.float32)}
     target = Target(name="t", runtimes=(RuntimeTarget(runtime="onnxruntime", precisions=("f32",)),))
-    chosen = Chooser(target).choose(model, feeds, "onnxruntime", "sparse-f32")
+    chosen = measured_formats(model, feeds, target)("onnxruntime", "sparse-f32")
     assert set(chosen) <= {place.name for place in sparse_places(model)}
     formats = {place.name: "f32" for place in sparse_places(model)}
     assert len(formats) == 2
@@ -231,12 +229,12 @@ def test_formats_are_chosen_by_measuring(name: str) -> None:
     target = Target(name="t", runtimes=(RuntimeTarget(runtime=name, precisions=("f32",)),))
     feeds = example_inputs(model, 0, {})
     told: list[str] = []
-    chooser = Chooser(target, progress=lambda text, fraction: told.append(text))
-    chosen = chooser.choose(model, feeds, name, "sparse-i8")
+    choose = measured_formats(model, feeds, target, progress=lambda text, fraction: told.append(text))
+    chosen = choose(name, "sparse-i8")
     assert set(chosen) == {"rnn"} and chosen["rnn"] in FORMATS
-    assert chooser.choose(model, feeds, name, "sparse-f32") == {"rnn": "f32"}
+    assert choose(name, "sparse-f32") == {"rnn": "f32"}
     assert len(told) == 1  # measured once, for every precision
-    assert chooser.choose(rnn_model(sparse_layer(64, 0.8)), {}, name, "sparse-i8") == {}
+    assert measured_formats(rnn_model(sparse_layer(64, 0.8)), {}, target)(name, "sparse-i8") == {}
 
 
 def test_patterns_are_recognised() -> None:

@@ -7,9 +7,10 @@ import typing
 import numpy as np
 import pytest
 
+from lstmopt.precision import SPARSE
 from lstmopt.sparsity.formats import FORMATS
 from lstmopt.sparsity.patterns import parse_pattern
-from lstmopt.sparsity.precisions import PREFIX, sparse_format, suits
+from lstmopt.sparsity.precisions import sparse_format, suits
 from lstmopt.targets import Precision
 
 OWN = {
@@ -25,10 +26,10 @@ PATTERNS = (
 
 
 def test_a_precision_names_a_format_or_none() -> None:
-    assert all(sparse_format(PREFIX + name) is item for name, item in FORMATS.items())
+    assert all(sparse_format(SPARSE + name) is item for name, item in FORMATS.items())
     assert {sparse_format(name) for name in ("f32", "int8", "i8", "sparse-", "sparse-i7")} == {None}
-    assert {name for name in typing.get_args(Precision) if name.startswith(PREFIX)} == {
-        PREFIX + name for name in FORMATS
+    assert {name for name in typing.get_args(Precision) if name.startswith(SPARSE)} == {
+        SPARSE + name for name in FORMATS
     }
 
 

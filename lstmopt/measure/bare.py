@@ -42,10 +42,10 @@ def build_bare(weights: RnnWeights, kind: Kind, folder: Path, *, sequence: int, 
             "sparse precisions take a pattern, the others are dense",
         )
     if item is None:
-        save_model(rnn_model(weights, sequence=sequence, batch=batch), source)
-        return find_runtime(kind.runtime).build(source, kind.precision, folder / "built")
-    w, r = _packed(weights, item, kind)
-    save_model(sparse_lstm_model(weights, w, r, sequence=sequence, batch=batch), source)
+        model = rnn_model(weights, sequence=sequence, batch=batch)
+    else:
+        model = sparse_lstm_model(weights, *_packed(weights, item, kind), sequence=sequence, batch=batch)
+    save_model(model, source)
     return find_runtime(kind.runtime).build(source, kind.precision, folder / "built")
 
 

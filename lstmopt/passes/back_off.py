@@ -99,12 +99,10 @@ class BackOff:
             if _sizes(resized) in sizes:
                 continue  # two shares of a small layer can be one size
             sizes.append(_sizes(resized))
-            densities = [
-                min(1.0, original / (self.compression * share) / _parameters(resized))
-                for share in self.relaxed
-            ]
+            whole = _parameters(resized)
+            densities = [min(1.0, original / (self.compression * share) / whole) for share in self.relaxed]
             plans += [
-                Plan(scale, share, pattern, resized, density)
+                Plan(scale, share, pattern, resized, density, density * whole)
                 for index, (share, density) in enumerate(zip(self.relaxed, densities, strict=True))
                 if density not in densities[:index]
                 for pattern in patterns

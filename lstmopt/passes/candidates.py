@@ -13,13 +13,12 @@ from pydantic import BaseModel, ConfigDict
 
 from lstmopt import keys, measure
 from lstmopt.errors import LstmoptError
-from lstmopt.passes.formats import Chooser, FormatsOf, build_sparse
+from lstmopt.passes.formats import FormatsOf, build_in, measured_formats
 from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.runtimes import open_session, runtime
 from lstmopt.runtimes.base import Deployment
-from lstmopt.sparsity.precisions import is_sparse
 from lstmopt.tasks.base import Degradation, Evaluation, degradation, load_evaluation, save_evaluation
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ class Built:
 
 
 def build(
-    name: str, model: ir.Model, target: Target, folder: Path, formats_of: FormatsOf | None = None
+    name: str, model: ir.Model, target: Target, folder: Path, formats_of: FormatsOf = measured_formats
 ) -> Built:
     """Writes a model for every runtime x precision that the target allows and this machine can run.
 
@@ -107,7 +106,7 @@ def build(
         model: the graph.
         target: runtimes and precisions.
         folder: where the files go, in a folder of that name.
-        formats_of: chooses the formats of sparse ops; by measuring where None.
+        formats_of: chooses the formats of sparse ops.
 
     Raises:
         LstmoptError: no runtime of the target can load the model.
@@ -119,26 +118,26 @@ def build(
     deployments: list[Deployment] = []
     notes: list[str] = []
     formats: dict[tuple[str, str], dict[str, str]] = {}
-    choose = Chooser(target).choose if formats_of is None else formats_of
-    feeds = heaviest_call(model, target, 0)
+    choose = formats_of(model, heaviest_call(model, target, 0), target)
     for wanted in target.runtimes:
         engine = runtime(wanted.runtime)
         status = engine.status()
         if not status.usable:
             notes.append(f"{wanted.runtime} was left out: {status.reason}")
             continue
+        known: list[dict[str, str]] = []
         for precision in wanted.precisions:
             if precision not in engine.precisions():
                 continue
             beside = place / f"{wanted.runtime}-{precision}"
             try:
-                if not is_sparse(precision):
-                    deployments.append(engine.build(source, precision, beside))
-                elif chosen := choose(model, feeds, wanted.runtime, precision):
-                    if chosen in (formats.get((wanted.runtime, other)) for other in wanted.precisions):
-                        continue  # a less exact precision allows nothing that is faster
-                    made = build_sparse(model, wanted.runtime, chosen, precision, target.threads, beside)
-                    deployments.append(made)
+                made = build_in(
+                    model, source, wanted.runtime, precision, choose, target.threads, beside, known
+                )
+                if made is not None:
+                    deployment, chosen = made
+                    deployments.append(deployment)
+                    known.append(chosen)
                     formats[wanted.runtime, precision] = chosen
             except LstmoptError as error:
                 notes.append(f"{name} in {wanted.runtime} {precision} was left out: {error.fault}")

@@ -16,7 +16,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.keys import versions
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes.candidates import Feeds, timing_calls
-from lstmopt.passes.formats import Chooser, build_sparse, nothing_sparse
+from lstmopt.passes.formats import build_in, measured_formats, nothing_sparse
 from lstmopt.passes.rewrites import FixShapes
 from lstmopt.report.folder import MANIFEST, manifest_files, write_folder
 from lstmopt.report.schema import Manifest, StateRecord
@@ -26,7 +26,6 @@ from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes import Runtime, open_session
 from lstmopt.runtimes import runtime as find_runtime
 from lstmopt.runtimes.base import Deployment
-from lstmopt.sparsity.precisions import is_sparse
 from lstmopt.targets import Target, load_target
 
 if TYPE_CHECKING:
@@ -165,18 +164,19 @@ def convert(
         expected = open_session(truth, target.threads).run(calls[0][1])
         built: list[tuple[Deployment, float]] = []
         faults: list[LstmoptError] = []
-        chooser = Chooser(target, progress=progress)
+        choose = measured_formats(model, calls[0][1], target, progress=progress)
+        known: list[dict[str, str]] = []
         for item in wanted:
             try:
-                if is_sparse(item):
-                    formats = chooser.choose(model, calls[0][1], runtime, item)
-                    if not formats and precision == "auto":
-                        continue
-                    if not formats:
-                        raise nothing_sparse(str(path))
-                    made = build_sparse(model, runtime, formats, item, target.threads, Path(folder) / item)
-                else:
-                    made = engine.build(source, item, Path(folder) / item)
+                written = build_in(
+                    model, source, runtime, item, choose, target.threads, Path(folder) / item, known
+                )
+                if written is None and precision == "auto":
+                    continue
+                if written is None:
+                    raise nothing_sparse(str(path))
+                made, formats = written
+                known.append(formats)
                 outputs = open_session(made, target.threads).run(calls[0][1])
                 built.append((made, _checked(relative_error(outputs, expected, real_outputs(model)), made)))
             except LstmoptError as fault:
@@ -190,14 +190,7 @@ def convert(
             files=manifest_files(best.file.parent),
             versions=versions(),
             fingerprint=fingerprint(),
-            deploy=(
-                best.model_copy(
-                    update={
-                        "file": Path(best.file.name),
-                        "libraries": tuple(Path(library.name) for library in best.libraries),
-                    }
-                ),
-            ),
+            deploy=(best.placed(Path()),),
             states=tuple(StateRecord(input=p.input, output=p.output) for p in state_pairs(model)),
             threads=target.threads,
         )
@@ -205,7 +198,7 @@ def convert(
         write_folder(best.file.parent, output)
     return Exported(
         source=str(path),
-        deployment=manifest.deployments(output)[0],
+        deployment=best.placed(output),
         error=error,
         notes=tuple(f"left out: {fault.fault}" for fault in faults),
     )

@@ -119,8 +119,7 @@ class Export:
                 placed = [
                     (entry, candidate)
                     for entry, candidate in placed
-                    if entry.file.name != entry.file.as_posix()
-                    or contract_check(state, entry.inside(folder)).passed
+                    if entry.file.parent != Path() or contract_check(state, entry.inside(folder)).passed
                 ]
             entries = [entry for entry, _ in placed]
             golden = _golden(state, model, [entry.inside(folder) for entry in entries])
@@ -248,12 +247,8 @@ def _place_files(
             place = folder
         else:
             continue
-        changes = {
-            "file": (place / deployment.file.name).relative_to(folder),
-            "libraries": tuple((place / path.name).relative_to(folder) for path in deployment.libraries),
-            "input_shapes": shapes,
-        }
-        entries.append((deployment.model_copy(update=changes), candidate))
+        entry = deployment.placed(place.relative_to(folder)).model_copy(update={"input_shapes": shapes})
+        entries.append((entry, candidate))
     return entries
 
 

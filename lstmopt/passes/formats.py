@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,14 @@ import numpy as np
 from lstmopt import measure
 from lstmopt.errors import LstmoptError
 from lstmopt.passes.sparse_ops import Place, SparseOps, sparse_places
+from lstmopt.precision import SPARSE, is_sparse
 from lstmopt.rnn.execution import Reference
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.writer import rnn_model
 from lstmopt.runtimes import runtime
-from lstmopt.runtimes.base import SPARSE, Feeds
-from lstmopt.sparsity.formats import FORMATS
+from lstmopt.runtimes.base import Deployment, Feeds
+from lstmopt.sparsity.formats import FORMATS, Format
 from lstmopt.sparsity.precisions import allowed_formats
 
 if TYPE_CHECKING:
@@ -37,8 +38,14 @@ ROOMY = 1.5
 first-level cache time goes with bytes."""
 
 Progress = Callable[[str, float], None]
-FormatsOf = Callable[["ir.Model", Feeds, str, str], dict[str, str]]
-"""Returns the format of each place, given a model, inputs, the runtime's name and the precision."""
+Choose = Callable[[str, str], dict[str, str]]
+"""Returns the format of each place of a model that is to be sparse, given a runtime and a precision."""
+
+FormatsOf = Callable[["ir.Model", Feeds, "Target"], Choose]
+"""`measured_formats` or `smallest_formats`."""
+
+_MEASURED: dict[Any, Measured] = {}
+"""What this process has measured, by runtime, threads, shapes and packed sizes."""
 
 
 @dataclass(frozen=True)
@@ -57,70 +64,66 @@ class Measured:
         return min(found, key=found.__getitem__)
 
 
-@dataclass(frozen=True)
-class Chooser:
-    """Chooses formats for models of one target; what was measured for one model serves the next like it.
+def measured_formats(
+    model: ir.Model,
+    feeds: Feeds,
+    target: Target,
+    seed: int = 0,
+    progress: Progress = lambda text, fraction: None,
+) -> Choose:
+    """Returns what chooses for each place of a model the fastest format, where it is faster than dense.
+
+    What was measured for one model serves the next like it.
 
     Args:
+        model: the graph.
+        feeds: inputs of the call that counts.
         target: for threads.
         seed: of random inputs.
         progress: told how far it is.
     """
 
-    target: Target
-    seed: int = 0
-    progress: Progress = lambda text, fraction: None
+    @cache
+    def places() -> list[tuple[Place, tuple[int, ...]]]:
+        found = sparse_places(model)
+        return list(zip(found, _input_shapes(model, found, feeds), strict=True)) if found else []
 
-    def choose(self, model: ir.Model, feeds: Feeds, name: str, precision: str) -> dict[str, str]:
-        """Returns the format of each place that is faster sparse than dense; empty where none is.
-
-        Args:
-            model: the graph.
-            feeds: inputs of the call that counts.
-            name: of the runtime.
-            precision: "sparse-" and a format: those at least as exact are allowed.
-        """
-        places = sparse_places(model)
-        if not places:
-            return {}
+    def choose(name: str, precision: str) -> dict[str, str]:
         allowed = allowed_formats(precision)
-        shapes = _input_shapes(model, places, feeds)
         chosen = {}
-        for place, shape in zip(places, shapes, strict=True):
-            best = self._measured(place, shape, name).fastest(allowed)
-            if best != DENSE:
-                chosen[place.name] = best
-        return chosen
+        for place, shape in places():
+            worth = _worth_measuring(place)
+            key = name, target.threads, shape, tuple(m.shape for m in place.matrices), tuple(worth.items())
+            if key not in _MEASURED:
+                progress(f"formats of {place.name} in {name}", 0.0)
+                _MEASURED[key] = _measure(place, shape, name, list(worth), target.threads, seed)
+            chosen[place.name] = _MEASURED[key].fastest(allowed)
+        return {place: item for place, item in chosen.items() if item != DENSE}
 
-    def _measured(self, place: Place, shape: tuple[int, ...], name: str) -> Measured:
-        worth = _worth_measuring(place)
-        key = (name, self.target.threads, shape, tuple(m.shape for m in place.matrices), tuple(worth.items()))
-        known = _known().get(key)
-        if known is None:
-            self.progress(f"formats of {place.name} in {name}", 0.0)
-            known = _known()[key] = _measure(place, shape, name, list(worth), self.target.threads, self.seed)
-        return known
+    return choose
 
 
-def smallest_formats(model: ir.Model, feeds: Feeds, name: str, precision: str) -> dict[str, str]:
-    """Returns for each place the format of the fewest bytes, of equal ones the least exact.
+def smallest_formats(model: ir.Model, feeds: Feeds, target: Target) -> Choose:
+    """Returns what chooses for each place the format of the fewest bytes, of equal ones the least exact.
 
-    Nothing is measured: good enough to rank models, and quick. Arguments are those of `Chooser.choose`.
+    Nothing is measured: good enough to rank models, and quick. Arguments are those of `measured_formats`.
     """
-    allowed = allowed_formats(precision)
-    return {
-        place.name: min(
-            (item for item in place.formats if item.name in allowed),
-            key=lambda item: (sum(item.packed_bytes(matrix != 0) for matrix in place.matrices), -item.error),
-        ).name
-        for place in sparse_places(model)
-    }
+    places = sparse_places(model)
 
+    def choose(name: str, precision: str) -> dict[str, str]:
+        allowed = allowed_formats(precision)
 
-@cache
-def _known() -> dict[Any, Measured]:
-    """Returns what this process has measured, by runtime, shapes and packed sizes."""
-    return {}
+        def size(place: Place, item: Format) -> tuple[int, float]:
+            return sum(item.packed_bytes(matrix != 0) for matrix in place.matrices), -item.error
+
+        return {
+            place.name: min(
+                (item for item in place.formats if item.name in allowed), key=partial(size, place)
+            ).name
+            for place in places
+        }
+
+    return choose
 
 
 def _worth_measuring(place: Place) -> dict[str, int]:
@@ -204,7 +207,7 @@ def _bare(place: Place, rank: int) -> ir.Model:
 
 def build_sparse(
     model: ir.Model, name: str, formats: dict[str, str], precision: str, threads: int, folder: Path
-) -> Any:
+) -> Deployment:
     """Writes a model with sparse ops in the form that a runtime loads, its library beside it.
 
     Args:
@@ -223,6 +226,42 @@ def build_sparse(
         source = Path(beside) / "model.onnx"
         save_model(rewrite(model, SparseOps(formats, threads)), source)
         return runtime(name).build(source, precision, folder)
+
+
+def build_in(
+    model: ir.Model,
+    source: Path,
+    name: str,
+    precision: str,
+    choose: Choose,
+    threads: int,
+    folder: Path,
+    known: Collection[Mapping[str, str]] = (),
+) -> tuple[Deployment, dict[str, str]] | None:
+    """Writes a model in the form that a runtime loads in a precision, dense or sparse.
+
+    Args:
+        model: the graph, in standard ops.
+        source: its file.
+        name: of the runtime.
+        precision: one that the runtime has here.
+        choose: chooses the formats of a sparse one.
+        threads: of one inference.
+        folder: where the files go.
+        known: formats that were built already: a less exact precision may allow nothing that is faster.
+
+    Returns:
+        How it is loaded, and the format of each place; None where nothing would be sparse, or nothing new.
+
+    Raises:
+        LstmoptError: the runtime cannot build it.
+    """
+    if not is_sparse(precision):
+        return runtime(name).build(source, precision, folder), {}
+    formats = choose(name, precision)
+    if not formats or formats in known:
+        return None
+    return build_sparse(model, name, formats, precision, threads, folder), formats
 
 
 def nothing_sparse(name: str) -> LstmoptError:

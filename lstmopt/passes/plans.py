@@ -14,12 +14,13 @@ import numpy as np
 from lstmopt.errors import LstmoptError
 from lstmopt.passes.candidates import Built, build, compare, key
 from lstmopt.passes.formats import smallest_formats
+from lstmopt.precision import is_sparse
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.rnn.writer import write_weights
 from lstmopt.runtimes import runtime
 from lstmopt.sparsity.formats import FORMATS
 from lstmopt.sparsity.patterns import parse_pattern
-from lstmopt.sparsity.precisions import allowed_formats, is_sparse, suits
+from lstmopt.sparsity.precisions import allowed_formats, suits
 from lstmopt.targets import RuntimeTarget, Target
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Plan:
         pattern: which masks are legal.
         resized: the state before it.
         density: of its LSTMs' weights.
+        weights: LSTM weights that are not zero.
         latency_us: what its weights would take before any training, in the fastest runtime and precision;
             None where it was not measured.
     """
@@ -56,13 +58,8 @@ class Plan:
     pattern: str
     resized: State
     density: float
+    weights: float
     latency_us: float | None = None
-
-    @property
-    def weights(self) -> float:
-        """LSTM weights that are not zero."""
-        layers = [layer.weights for layer in find_rnns(self.resized.model) if layer.weights is not None]
-        return self.density * sum(item.parameters for item in layers)
 
 
 def sparse_only(target: Target) -> Target | None:

@@ -18,6 +18,7 @@ from lstmopt.passes.latency import Layer
 from lstmopt.passes.probe import Progress, grid, layer_tables, model_layers
 from lstmopt.rnn.files import load_model
 from lstmopt.runtimes.ops import ABSENT, available
+from lstmopt.runtimes.ops.libraries import MEND
 from lstmopt.sparsity.patterns import parse_pattern
 from lstmopt.targets import Target, load_target
 
@@ -168,6 +169,6 @@ def _kinds(target: Target, patterns: Sequence[str], densities: Sequence[float]) 
                 "use a target with precisions such as sparse-i8, and a pattern of docs/ops.md for them",
             )
         if not any(available(name) for name in runtimes):
-            raise LstmoptError(where, ABSENT, "install a C++ compiler and CMake, then run lstmopt build-ops")
+            raise LstmoptError(where, ABSENT, MEND)
         raise LstmoptError(where, f"{', '.join(sorted(runtimes))} cannot be used here", "see lstmopt doctor")
     return kinds

@@ -15,6 +15,7 @@ from lstmopt import measure
 from lstmopt.keys import versions
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes.candidates import NOISE, ORIGINAL, Candidate, best_peer, fastest_f32, key
+from lstmopt.passes.formats import DENSE
 from lstmopt.report.plots import Curve
 from lstmopt.report.schema import (
     CandidateRecord,
@@ -172,7 +173,7 @@ def _lstms(state: State, model: ir.Model, chosen: Candidate) -> tuple[LstmRecord
                 pattern="dense" if density > 0.999 else state.pattern,
                 density=density,
                 input_size=HiddenSize(before=old.input_size, after=new.input_size),
-                format=chosen.formats.get(layer.name, "dense"),
+                format=chosen.formats.get(layer.name, DENSE),
             )
         )
     return tuple(records)

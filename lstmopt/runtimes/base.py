@@ -13,12 +13,6 @@ from pydantic import BaseModel, ConfigDict
 
 from lstmopt.errors import LstmoptError
 
-SPARSE = "sparse-"
-"""How precisions begin in which layers and products run as our sparse ops; the rest is the format's name."""
-
-SPARSE_PRECISIONS = (f"{SPARSE}f32", f"{SPARSE}i16", f"{SPARSE}i8")
-"""Those that are tried: each allows every format that is as exact."""
-
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 
@@ -43,6 +37,15 @@ class Deployment(BaseModel):
     settings: dict[str, str] = {}
     libraries: tuple[Path, ...] = ()
     input_shapes: dict[str, tuple[int | str, ...]] = {}
+
+    def placed(self, folder: Path) -> Deployment:
+        """Returns the same files as they lie in another folder, side by side.
+
+        Args:
+            folder: where they are; ``Path()`` for paths that are relative to it.
+        """
+        libraries = tuple(folder / library.name for library in self.libraries)
+        return self.model_copy(update={"file": folder / self.file.name, "libraries": libraries})
 
     def inside(self, folder: Path) -> Deployment:
         """Returns an entry of an artifact's manifest with paths that open from anywhere.

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from lstmopt.errors import LstmoptError
+from lstmopt.precision import SPARSE_PRECISIONS, is_sparse
 from lstmopt.rnn.execution import first_line
 from lstmopt.runtimes.base import (
-    SPARSE,
-    SPARSE_PRECISIONS,
     Array,
     Deployment,
     Feeds,
@@ -149,7 +148,7 @@ class OnnxRuntime:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "model.onnx"
         libraries: tuple[Path, ...] = ()
-        if precision.startswith(SPARSE):
+        if is_sparse(precision):
             libraries = (copy_library(self.name, folder),)
         if precision == "f32" or libraries:
             _copy(model_file, graph, file)

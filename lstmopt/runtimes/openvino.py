@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from lstmopt.errors import LstmoptError
+from lstmopt.precision import SPARSE_PRECISIONS, is_sparse
 from lstmopt.rnn.execution import first_line
 from lstmopt.runtimes.base import (
-    SPARSE,
-    SPARSE_PRECISIONS,
     Array,
     Deployment,
     Feeds,
@@ -147,7 +146,7 @@ class OpenVino:
         except ImportError as error:
             raise LstmoptError("openvino", "not installed", "pip install openvino") from error
 
-        sparse = precision.startswith(SPARSE)
+        sparse = is_sparse(precision)
         if precision not in HINTS and not sparse:
             raise LstmoptError(
                 f"precision {precision}", f"OpenVINO does not run it here ({NO_INT8})", "use f32"

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+from lstmopt.precision import SPARSE, is_sparse
 from lstmopt.sparsity.formats import FORMATS, Format, format_named
 from lstmopt.sparsity.formats.base import LANES
 from lstmopt.sparsity.formats.shared import I8Shared
 from lstmopt.sparsity.patterns import Bank, GateShared, Pattern, Unstructured
 
-PREFIX = "sparse-"
-"""What a precision begins with that is a format of the native ops."""
-
 
 def sparse_format(precision: str) -> Format | None:
     """Returns the format that a precision names, such as ``sparse-i8``, or None for a dense precision."""
-    return FORMATS.get(precision.removeprefix(PREFIX)) if precision.startswith(PREFIX) else None
-
-
-def is_sparse(precision: str) -> bool:
-    """Whether a precision names sparse ops."""
-    return precision.startswith(PREFIX)
+    return FORMATS.get(precision.removeprefix(SPARSE)) if is_sparse(precision) else None
 
 
 def allowed_formats(precision: str) -> tuple[str, ...]:
@@ -27,7 +20,7 @@ def allowed_formats(precision: str) -> tuple[str, ...]:
     Raises:
         LstmoptError: it names no format.
     """
-    name = precision.removeprefix(PREFIX)
+    name = precision.removeprefix(SPARSE)
     kin = [item for item in FORMATS.values() if item.name == name or item.name.startswith(f"{name}-")]
     bound = max((item.error for item in kin), default=format_named(name).error)
     return tuple(item.name for item in FORMATS.values() if item.error <= bound)
