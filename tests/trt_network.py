@@ -12,12 +12,13 @@ NUMPY = {
 }  # fmt: skip
 CLASSES = {
     "ELEMENTWISE": "IElementWiseLayer", "MATRIX_MULTIPLY": "IMatrixMultiplyLayer",
-    "TRIP_LIMIT": "ITripLimitLayer", "LOOP_OUTPUT": "ILoopOutputLayer", "CONCATENATION": "IConcatenationLayer",
-    "REVERSE_SEQUENCE": "IReverseSequenceLayer",
+    "TRIP_LIMIT": "ITripLimitLayer", "LOOP_OUTPUT": "ILoopOutputLayer",
+    "CONCATENATION": "IConcatenationLayer", "REVERSE_SEQUENCE": "IReverseSequenceLayer",
 }  # fmt: skip
 ELEMENTWISE = {
     "SUM": np.add, "PROD": np.multiply, "MAX": np.maximum, "MIN": np.minimum, "SUB": np.subtract,
-    "FLOOR_DIV": np.floor_divide, "AND": np.logical_and, "OR": np.logical_or, "EQUAL": np.equal, "GREATER": np.greater, "LESS": np.less,
+    "FLOOR_DIV": np.floor_divide,
+    "AND": np.logical_and, "OR": np.logical_or, "EQUAL": np.equal, "GREATER": np.greater, "LESS": np.less,
 }  # fmt: skip
 
 
@@ -117,7 +118,9 @@ class Network:
         return [layer.get_input(index) for index in range(count)]
 
     def _constant(self, layer):
-        return np.array(layer.weights).reshape(tuple(layer.shape)).astype(NUMPY[layer.get_output(0).dtype.name])
+        return (
+            np.array(layer.weights).reshape(tuple(layer.shape)).astype(NUMPY[layer.get_output(0).dtype.name])
+        )
 
     def _shape(self, layer, x):
         return np.array(x.shape, np.int64)
@@ -210,7 +213,9 @@ class Network:
         by = np.atleast_1d(np.asarray(layer.beta if step is None else step))
         made = np.full(sizes, start, np.float64)
         for axis in range(len(sizes)):
-            made = made + by[axis] * np.arange(sizes[axis]).reshape([-1 if k == axis else 1 for k in range(len(sizes))])
+            made = made + by[axis] * np.arange(sizes[axis]).reshape(
+                [-1 if k == axis else 1 for k in range(len(sizes))]
+            )
         return made.astype(NUMPY[layer.get_output(0).dtype.name])
 
     def _reverse_sequence(self, layer, x, lengths):

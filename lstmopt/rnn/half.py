@@ -1,6 +1,8 @@
-"""The model in f16, inputs and outputs as they are: precision as strongly typed runtimes read it off a graph."""
+"""The model in f16, inputs and outputs as they are: strongly typed runtimes read the precision off it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -93,7 +95,7 @@ def _retype(node: ir.Node) -> None:
             node.attributes["dtype"] = ir.AttrInt64("dtype", HALF)
 
 
-def _half(tensor: ir.TensorProtocol, name: str) -> ir.Tensor:
+def _half(tensor: ir.TensorProtocol, name: str) -> ir.Tensor[Any]:
     array = tensor.numpy()
     finite = array[np.isfinite(array)]
     if finite.size and float(np.abs(finite).max()) > LARGEST:

@@ -1,4 +1,4 @@
-"""Recurrent nodes as `Scan` of plain operators: for runtimes that refuse a form of LSTM or GRU, or misread it.
+"""Recurrent nodes as `Scan` of plain operators, for runtimes that refuse a form of LSTM or misread it.
 
 The equations are those of `rnn.cells`, in ONNX Runtime's reading where the specification leaves two: a clip
 bounds the gates' sums and not the cell state.
@@ -22,7 +22,8 @@ from lstmopt.rnn.weights import RnnWeights
 Array = npt.NDArray[Any]
 
 ALPHAS = {
-    "affine": 0.0, "leakyrelu": 0.01, "thresholdedrelu": 0.0, "scaledtanh": 0.0, "hardsigmoid": 0.2, "elu": 1.0,
+    "affine": 0.0, "leakyrelu": 0.01, "thresholdedrelu": 0.0, "scaledtanh": 0.0, "hardsigmoid": 0.2,
+    "elu": 1.0,
 }  # fmt: skip
 """Activations that take an alpha, and ONNX Runtime's where none is given."""
 
@@ -82,7 +83,9 @@ class AsScan(ir.passes.InPlacePass):
         for layer in layers:
             if opset < OLDEST:
                 raise LstmoptError(
-                    layer.name, f"cannot be rewritten in opset {opset}", f"export with opset {OLDEST} or newer"
+                    layer.name,
+                    f"cannot be rewritten in opset {opset}",
+                    f"export with opset {OLDEST} or newer",
                 )
             _replace(layer, opset)
         return ir.passes.PassResult(model, bool(layers))

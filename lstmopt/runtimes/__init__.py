@@ -6,8 +6,10 @@ from lstmopt.errors import LstmoptError
 from lstmopt.runtimes.base import Deployment, Runtime, RuntimeStatus, Session, TensorInfo
 from lstmopt.runtimes.onnxruntime import OnnxRuntime
 from lstmopt.runtimes.openvino import OpenVino
+from lstmopt.runtimes.tensorrt import TensorRt
 
 __all__ = [
+    "GPU_RUNTIMES",
     "RUNTIMES",
     "Deployment",
     "Runtime",
@@ -19,6 +21,10 @@ __all__ = [
 ]
 
 RUNTIMES: tuple[Runtime, ...] = (OpenVino(), OnnxRuntime())
+"""Those of every machine."""
+
+GPU_RUNTIMES: tuple[Runtime, ...] = (TensorRt(),)
+"""Those that run on an NVIDIA GPU alone; models can be written for them elsewhere."""
 
 
 def runtime(name: str) -> Runtime:
@@ -27,12 +33,11 @@ def runtime(name: str) -> Runtime:
     Raises:
         LstmoptError: there is none of that name.
     """
-    for item in RUNTIMES:
+    known = (*RUNTIMES, *GPU_RUNTIMES)
+    for item in known:
         if item.name == name:
             return item
-    raise LstmoptError(
-        f"runtime {name}", "unknown", f"use one of {', '.join(item.name for item in RUNTIMES)}"
-    )
+    raise LstmoptError(f"runtime {name}", "unknown", f"use one of {', '.join(item.name for item in known)}")
 
 
 def open_session(deployment: Deployment, threads: int) -> Session:

@@ -5,14 +5,9 @@ Where there is no GPU a model is written, and with RTX parsed and built ahead of
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,197 +25,23 @@ from lstmopt.runtimes.base import (
     declared_shapes,
     read_graph,
 )
+from lstmopt.runtimes.tensorrt_engine import (
+    INSTALL,
+    MODULES,
+    Range,
+    build_engine,
+    builds_here,
+    log,
+    ranges_of,
+    trt_module,
+)
 from lstmopt.runtimes.tensorrt_model import prepare
 
-MODULES = {"tensorrt": "model.plan", "tensorrt_rtx": "model.rtx.plan"}
-"""Python modules of the one API, the first that is whole is used, and the file of each one's engines."""
-
 PRECISIONS = ("f32", "f16")
-INSTALL = "pip install 'lstmopt[tensorrt]', or 'lstmopt[tensorrt-rtx]' for GeForce and RTX cards"
 AHEAD = "models are written for it here, to be run elsewhere"
 
-MOST_WORKSPACE = 1 << 30
 SWITCH = "switch."
 """How the settings begin that name the value that an input has to have."""
-
-Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""Least, usual and largest sizes of an input."""
-
-
-@cache
-def trt_module() -> ModuleType | None:
-    """Returns TensorRT's Python module, else that of TensorRT-RTX, or None.
-
-    The registry's `tensorrt` installs without its libraries where NVIDIA's own index is out of reach.
-    """
-    for name in MODULES:
-        if find_spec(name) is None:
-            continue
-        try:
-            module = importlib.import_module(name)
-        except (ImportError, OSError, RuntimeError):
-            continue
-        if hasattr(module, "Builder"):
-            return module
-    return None
-
-
-def builds_here() -> bool:
-    """Whether engines can be built here: RTX does so without a GPU."""
-    module = trt_module()
-    return module is not None and (module.__name__ == "tensorrt_rtx" or cuda.gpu() is not None)
-
-
-class _Log:
-    """Keeps TensorRT's errors instead of printing them."""
-
-    def __init__(self, trt: Any) -> None:
-        class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-            def __init__(self) -> None:
-                super().__init__()
-                self.errors: list[str] = []
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity <= trt.ILogger.Severity.ERROR:
-                    self.errors.append(" ".join(message.split()))
-
-        self.logger = Logger()
-
-    @property
-    def telling(self) -> str:
-        """The first error, in one line."""
-        errors: list[str] = self.logger.errors
-        return errors[0][:300] if errors else "it does not say why"
-
-
-@cache
-def _log() -> _Log:
-    trt = trt_module()
-    assert trt is not None
-    return _Log(trt)  # one a process: TensorRT takes the first and ignores others
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A serialised engine and what made it.
-
-    Attributes:
-        data: the plan.
-        layers: of the network that was parsed.
-    """
-
-    data: bytes
-    layers: int
-
-
-def build_engine(
-    model_file: Path, ranges: Mapping[str, Range], *, tf32: bool = False, sparse: bool = False
-) -> Engine:
-    """Parses a model and builds its engine.
-
-    Args:
-        model_file: what `prepare` made.
-        ranges: of each input with dynamic axes.
-        tf32: whether products in f32 may be rounded to TF32.
-        sparse: whether the builder may take kernels for 2:4 sparse weights where it finds them faster.
-
-    Raises:
-        LstmoptError: TensorRT refuses the model; the line is its own.
-    """
-    trt = trt_module()
-    if trt is None:
-        raise LstmoptError("tensorrt", "not installed", INSTALL)
-    log = _log()
-    log.logger.errors.clear()
-    builder = trt.Builder(log.logger)
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    # TensorRT 10 has to be told what is the only way in 11.
-    network = builder.create_network(0 if typed is None else 1 << int(typed))
-    parser = trt.OnnxParser(network, log.logger)
-    if not parser.parse_from_file(str(model_file)):
-        raise LstmoptError(str(model_file), f"TensorRT refuses it ({_refusal(parser)})", "use f32, or another runtime")
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, MOST_WORKSPACE)
-    if not tf32:
-        config.clear_flag(trt.BuilderFlag.TF32)
-    if sparse:
-        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    _add_profile(trt, builder, network, config, ranges)
-    stored = _timing_cache(trt)
-    if stored is not None:
-        known = stored.read_bytes() if stored.is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
-    data = builder.build_serialized_network(network, config)
-    if data is None:
-        raise LstmoptError(
-            str(model_file), f"TensorRT cannot build it ({log.telling})", "use another runtime"
-        )
-    if stored is not None:
-        _write_cache(stored, bytes(config.get_timing_cache().serialize()))
-    return Engine(bytes(data), int(network.num_layers))
-
-
-def _refusal(parser: Any) -> str:
-    error = parser.get_error(0) if parser.num_errors else None
-    if error is None:
-        return "it does not say why"
-    node = f"{error.node_name()}: " if hasattr(error, "node_name") and error.node_name() else ""
-    return " ".join(f"{node}{error.desc()}".split())[:300]
-
-
-def _add_profile(trt: Any, builder: Any, network: Any, config: Any, ranges: Mapping[str, Range]) -> None:
-    profile, needed = builder.create_optimization_profile(), False
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        if -1 not in tuple(tensor.shape):
-            continue
-        if tensor.name not in ranges:
-            raise LstmoptError(
-                f"input {tensor.name}",
-                "has dynamic axes, and no call tells TensorRT their sizes",
-                "name a target with shapes, or fix the axes with --static",
-            )
-        profile.set_shape(tensor.name, *ranges[tensor.name])
-        needed = True
-    if needed:
-        config.add_optimization_profile(profile)
-
-
-def _timing_cache(trt: Any) -> Path | None:
-    """Returns where tactics that were timed are kept: one file a version and GPU; None where none are."""
-    card = cuda.gpu()
-    if card is None or trt.__name__ != "tensorrt":
-        return None  # RTX chooses on the user's machine
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = "".join(letter if letter.isalnum() else "-" for letter in f"{trt.__version__} {card.name}")
-    return base / "lstmopt" / f"tensorrt-{name}.cache"
-
-
-def _write_cache(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
-        beside.write_bytes(data)
-        beside.replace(path)
-    except OSError:
-        return  # it only saves time
-
-
-def ranges_of(shapes: Mapping[str, tuple[int | str, ...]], calls: Sequence[Feeds]) -> dict[str, Range]:
-    """Returns least, usual and largest sizes of each input with dynamic axes.
-
-    Args:
-        shapes: as the model declares them.
-        calls: the most frequent one first.
-    """
-    found = {}
-    for name, declared in shapes.items():
-        sizes = [call[name].shape for call in calls if name in call]
-        if sizes and any(not isinstance(size, int) for size in declared):
-            least, most = (tuple(pick(axis) for axis in zip(*sizes, strict=True)) for pick in (min, max))
-            found[name] = (least, tuple(sizes[0]), most)
-    return found
 
 
 class TensorRt:
@@ -263,7 +84,8 @@ class TensorRt:
         shapes = declared_shapes(read_graph(file))
         ranges = ranges_of(shapes, calls)
         settings = {
-            name: f"{':'.join('x'.join(map(str, sizes)) for sizes in bounds)}" for name, bounds in ranges.items()
+            name: f"{':'.join('x'.join(map(str, sizes)) for sizes in bounds)}"
+            for name, bounds in ranges.items()
         }
         settings |= {f"{SWITCH}{name}": str(value) for name, value in made.switches.items()}
         script = folder / "build.sh"
@@ -273,7 +95,7 @@ class TensorRt:
             trt = trt_module()
             assert trt is not None
             engine = build_engine(file, ranges)
-            (folder / MODULES[trt.__name__]).write_bytes(engine.data)
+            (folder / MODULES[trt.__name__]).write_bytes(engine)
         return Deployment(
             runtime=self.name, file=file, precision=precision, settings=settings, input_shapes=shapes
         )
@@ -294,7 +116,8 @@ def build_script(precision: str, ranges: Mapping[str, Range], switches: Mapping[
         switches: values that inputs have to have.
     """
     bounds = [
-        f"--{kind}Shapes=" + ",".join(f"{name}:{'x'.join(map(str, item[k]))}" for name, item in ranges.items())
+        f"--{kind}Shapes="
+        + ",".join(f"{name}:{'x'.join(map(str, item[k]))}" for name, item in ranges.items())
         for k, kind in enumerate(("min", "opt", "max"))
         if ranges
     ]
@@ -339,7 +162,7 @@ class TensorRtSession:
         trt = trt_module()
         assert trt is not None
         self._trt, self._file = trt, deployment.file
-        self._runtime = trt.Runtime(_log().logger)
+        self._runtime = trt.Runtime(log().logger)
         self._switches = {
             name.removeprefix(SWITCH): int(value)
             for name, value in deployment.settings.items()
@@ -362,7 +185,9 @@ class TensorRtSession:
             info = TensorInfo(name, np.dtype(trt.nptype(engine.get_tensor_dtype(name))), shape)
             infos[engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT].append(info)
         order = list(deployment.input_shapes)
-        self.inputs = tuple(sorted(infos[True], key=lambda info: order.index(info.name) if info.name in order else 0))
+        self.inputs = tuple(
+            sorted(infos[True], key=lambda info: order.index(info.name) if info.name in order else 0)
+        )
         self.outputs = tuple(infos[False])
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
@@ -400,7 +225,9 @@ class TensorRtSession:
         check_feeds(self.inputs, feeds)
         for name, value in self._switches.items():
             if name in feeds and int(feeds[name].item()) != value:
-                raise LstmoptError(f"input {name}", f"the engine is for {value} alone", "export it for the other")
+                raise LstmoptError(
+                    f"input {name}", f"the engine is for {value} alone", "export it for the other"
+                )
         loaded = next((each for each in self._engines if each.takes(feeds)), None)
         if loaded is None:
             loaded = self._built({name: (array.shape,) * 3 for name, array in feeds.items()})
@@ -423,17 +250,17 @@ class TensorRtSession:
 
         def call(_: Any = kept) -> None:
             if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-                raise LstmoptError("inference", f"TensorRT failed ({_log().telling})", "report the model")
+                raise LstmoptError("inference", f"TensorRT failed ({log().telling})", "report the model")
 
         return call, results
 
     def _built(self, ranges: Mapping[str, Range]) -> _Loaded:
-        loaded = self._load(build_engine(self._file, ranges).data)
+        loaded = self._load(build_engine(self._file, ranges))
         if loaded is None:
             card = cuda.gpu()
             raise LstmoptError(
                 str(self._file),
-                f"TensorRT cannot load it ({_log().telling})",
+                f"TensorRT cannot load it ({log().telling})",
                 f"check that this version runs on {'this GPU' if card is None else card.name}",
             )
         return loaded
@@ -456,3 +283,7 @@ class TensorRtSession:
 def _range(text: str) -> Range:
     least, usual, most = (tuple(int(size) for size in part.split("x")) for part in text.split(":"))
     return least, usual, most
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
