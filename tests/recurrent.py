@@ -26,7 +26,7 @@ def recurrent(
     opset: int = 17,
     **attributes: Any,
 ) -> onnx.ModelProto:
-    """Inputs ``x``, perhaps ``lengths``, ``h_0`` and ``c_0``; outputs ``y``, ``h_n`` and, of an LSTM, ``c_n``."""
+    """Inputs ``x``, perhaps ``lengths``, ``h_0``, ``c_0``; outputs ``y``, ``h_n``, of an LSTM ``c_n``."""
     rng = np.random.default_rng(0)
     directions = 2 if direction == "bidirectional" else 1
     rows = GATES[kind] * hidden
@@ -83,8 +83,6 @@ def in_onnxruntime(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, feeds), strict=True))

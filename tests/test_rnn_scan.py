@@ -33,7 +33,7 @@ FORMS: list[tuple[str, str, dict[str, Any]]] = [
     ("GRU", "bidirectional", {"linear_before_reset": 1, "states": True, "opset": 20}),
     ("GRU", "forward", {"linear_before_reset": 1, "bias": False}),
     *(
-        ("LSTM", "bidirectional", {"activations": ["Sigmoid", name, "Tanh", "Sigmoid", "Tanh", name], **given})
+        ("LSTM", "bidirectional", given | {"activations": ["Sigmoid", name, "Tanh", "Sigmoid", "Tanh", name]})
         for name, given in (
             ("Relu", {}), ("Softsign", {}), ("Softplus", {}), ("HardSigmoid", {}), ("LeakyRelu", {}),
             ("Elu", {}), ("ThresholdedRelu", {}),
@@ -123,7 +123,9 @@ def const(name: str, array: Any) -> onnx.NodeProto:
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(array)))
 
 
-def settled(model: onnx.ModelProto, calls: list[dict[str, np.ndarray]]) -> tuple[onnx.ModelProto, dict[str, int]]:
+def settled(
+    model: onnx.ModelProto, calls: list[dict[str, np.ndarray]]
+) -> tuple[onnx.ModelProto, dict[str, int]]:
     item = SettleBranches(calls)
     return ir.to_proto(rewrite(ir.from_proto(model), item)), item.relied_on
 

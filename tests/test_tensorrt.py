@@ -11,6 +11,9 @@ import onnx_ir as ir
 import pytest
 
 from lstmopt.errors import LstmoptError
+from lstmopt.passes.convert import export_model
+from lstmopt.reference.char_lm import model_path
+from lstmopt.report.schema import Manifest
 from lstmopt.rnn import reader
 from lstmopt.rnn.cells import GRU, LSTM
 from lstmopt.rnn.examples import example_inputs, sizes_for
@@ -18,7 +21,6 @@ from lstmopt.rnn.execution import run_model
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.rnn.surgery import resize
-from lstmopt.reference.char_lm import model_path
 from lstmopt.runtimes import cuda, open_session, runtime, tensorrt, tensorrt_engine
 from lstmopt.runtimes.tensorrt_engine import MODULES, build_engine, ranges_of, trt_module
 from lstmopt.runtimes.tensorrt_model import needs_scan, prepare
@@ -119,7 +121,9 @@ def test_every_form_is_parsed_rightly_and_built(form: Form, precision: str, tmp_
     model = recurrent(kind, direction, **rest)
     feeds = feeds_of(model)
     # ONNX Runtime has no layout 1.
-    plain = model if not rest.get("layout") else ir.to_proto(prepare(ir.from_proto(model), "f32", [], "").model)
+    plain = (
+        model if not rest.get("layout") else ir.to_proto(prepare(ir.from_proto(model), "f32", [], "").model)
+    )
     expected = in_onnxruntime(plain, feeds)
     proto = prepared(model, precision, [feeds])
     assert [value.name for value in proto.graph.input] == [value.name for value in model.graph.input]
@@ -134,6 +138,7 @@ def test_every_form_is_parsed_rightly_and_built(form: Form, precision: str, tmp_
     assert len(build_engine(tmp_path / "model.onnx", ranges_of(shapes, [feeds]))) > 10_000
 
 
+@pytest.mark.usefixtures("both_cells")
 @pytest.mark.parametrize("form", PLAIN, ids=named)
 def test_what_is_read_rightly_stays_as_it_is(form: Form) -> None:
     kind, direction, rest = form
@@ -236,9 +241,7 @@ def test_a_quantised_model_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_what_the_parser_refuses_is_one_line(tmp_path: Path) -> None:
     node = onnx.helper.make_node("Unique", ["x"], ["y"])
     info = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph(
-        [node], "g", [info("x", 1, [4])], [info("y", 1, [None])]
-    )
+    graph = onnx.helper.make_graph([node], "g", [info("x", 1, [4])], [info("y", 1, [None])])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "m.onnx")
     trt()
@@ -303,3 +306,24 @@ def test_precisions_that_it_lacks_are_refused(precision: str, tmp_path: Path) ->
     save_model(ir.from_proto(recurrent()), tmp_path / "m.onnx")
     with pytest.raises(LstmoptError, match=f"precision {precision}: TensorRT does not run it"):
         ENGINE.build(tmp_path / "m.onnx", precision, tmp_path / "b")
+
+
+def test_export_writes_the_folder_and_says_what_was_not_run(tmp_path: Path) -> None:
+    if cuda.gpu() is not None:
+        pytest.skip("there is a GPU")
+    result = export_model(
+        model_path(), runtime="tensorrt", precision="f16", target="local", output=tmp_path / "out",
+        progress=lambda text, fraction: None,
+    )  # fmt: skip
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"model.onnx", "build.sh", "manifest.json"} <= names
+    assert 1e-5 < result.error < 1e-2
+    assert "not run in tensorrt" in result.notes[0] and "ONNX Runtime's on the same file" in result.notes[0]
+    manifest = Manifest.load(tmp_path / "out" / "manifest.json")
+    assert set(manifest.files) == names - {"manifest.json"}
+    assert manifest.deploy[0].settings["tokens"] == "35x1:35x1:35x1"
+    with pytest.raises(LstmoptError, match="--format int8: tensorrt does not run it here; use .* f32, f16"):
+        export_model(
+            model_path(), runtime="tensorrt", precision="int8", target="local", output=tmp_path / "no",
+            progress=lambda text, fraction: None,
+        )  # fmt: skip

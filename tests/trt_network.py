@@ -235,7 +235,7 @@ def loop_of(layer):
 def sizes_of(dims):
     """Returns the sizes that are set, None where none are: asking them for their number raises."""
     try:
-        return tuple(dims)
+        return None if dims is None else tuple(dims)
     except ValueError:
         return None
 

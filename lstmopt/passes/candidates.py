@@ -119,6 +119,7 @@ def build(
     notes: list[str] = []
     formats: dict[tuple[str, str], dict[str, str]] = {}
     choose = formats_of(model, heaviest_call(model, target, 0), target)
+    calls = [feeds for _, feeds in sorted(timing_calls(model, target, 0), key=lambda call: -call[0])]
     for wanted in target.runtimes:
         engine = runtime(wanted.runtime)
         status = engine.status()
@@ -132,7 +133,7 @@ def build(
             beside = place / f"{wanted.runtime}-{precision}"
             try:
                 made = build_in(
-                    model, source, wanted.runtime, precision, choose, target.threads, beside, known
+                    model, source, wanted.runtime, precision, choose, target.threads, beside, known, calls
                 )
                 if made is not None:
                     deployment, chosen = made

@@ -18,6 +18,7 @@ __all__ = [
     "TensorInfo",
     "open_session",
     "runtime",
+    "stand_in",
 ]
 
 RUNTIMES: tuple[Runtime, ...] = (OpenVino(), OnnxRuntime())
@@ -51,3 +52,18 @@ def open_session(deployment: Deployment, threads: int) -> Session:
         LstmoptError: an unknown runtime, one that is not installed, or a file that it cannot load.
     """
     return runtime(deployment.runtime).open(deployment, threads)
+
+
+def stand_in(deployment: Deployment) -> Deployment:
+    """Returns a deployment itself, or what runs in its place where its runtime does not run here.
+
+    That is ONNX Runtime on the same file, for runtimes that load ONNX: the same tensors, those in f16 as
+    well, though each operator computes in f32. It tells accuracy and nothing of speed.
+
+    Args:
+        deployment: of any runtime.
+    """
+    if runtime(deployment.runtime).status().usable or deployment.file.suffix != ".onnx":
+        return deployment
+    settings = {"session.intra_op.allow_spinning": "0"}
+    return deployment.model_copy(update={"runtime": "onnxruntime", "settings": settings})
