@@ -224,7 +224,7 @@ def test_the_fastest_of_those_allowed_is_chosen() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_formats_are_chosen_by_measuring(name: str) -> None:
-    """At 256 units and 5% the op in int8 is many times faster; a layer that is almost dense is none of its."""
+    """At 256 units and 5% the int8 op is many times faster; an almost dense layer is none of its."""
     model = rnn_model(sparse_layer(256, 0.05, "bank64:step4"), sequence=16, batch=1)
     target = Target(name="t", runtimes=(RuntimeTarget(runtime=name, precisions=("f32",)),))
     feeds = example_inputs(model, 0, {})
