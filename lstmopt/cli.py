@@ -223,6 +223,11 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdo
     multiple=True,
     help="Hidden sizes to try, as a share of the original's such as 75%; repeatable.",
 )
+@click.option(
+    "--keep-state-shape",
+    is_flag=True,
+    help="State inputs and outputs keep their shapes, with zeros for removed units.",
+)
 @click.option("--trained", type=FILE, help="Deploy this model, trained before from MODEL; no training.")
 @click.option(
     "--latency-table", "latency_tables", type=FILE, multiple=True, help="Measured before; repeatable."
@@ -262,7 +267,11 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
     }
     call["target"] = _chosen(options["target"], options["shapes"], options["threads"])
     scales = tuple(sorted(options["scales"])) or SCALES
-    call["back_off"] = BackOff(scales=scales, compression=options["compression"])
+    call["back_off"] = BackOff(
+        scales=scales,
+        compression=options["compression"],
+        keep_state_shape=options["keep_state_shape"],
+    )
     budget = pipeline.Budget(seconds=options["budget"], steps=options["steps"])
     if options["dry_run"]:
         plan = pipeline.plan(model, budget=budget, **call)
@@ -288,10 +297,12 @@ def _print_report(output: Path, as_json: bool) -> None:
     if as_json:
         click.echo((output / "report.json").read_text(encoding="utf-8"))
         return
-    from lstmopt.report.schema import Report
-    from lstmopt.report.text import result_table
+    from lstmopt.report.schema import Manifest, Report
+    from lstmopt.report.text import result_table, state_lines
 
     _rich(result_table(Report.load(output / "report.json")))
+    for line in state_lines(Manifest.load(output / "manifest.json")):
+        click.echo(line)
     click.echo(f"\n{output / 'report.html'}")
 
 

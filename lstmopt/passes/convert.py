@@ -19,7 +19,7 @@ from lstmopt.passes.candidates import Feeds, timing_calls
 from lstmopt.passes.formats import build_in, measured_formats, nothing_sparse
 from lstmopt.passes.rewrites import FixShapes
 from lstmopt.report.folder import MANIFEST, manifest_files, write_folder
-from lstmopt.report.schema import Manifest, StateRecord
+from lstmopt.report.manifest import Manifest, state_records
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
@@ -191,7 +191,7 @@ def convert(
             versions=versions(),
             fingerprint=fingerprint(),
             deploy=(best.placed(Path()),),
-            states=tuple(StateRecord(input=p.input, output=p.output) for p in state_pairs(model)),
+            states=state_records(model, model),
             threads=target.threads,
         )
         manifest.save(best.file.parent / MANIFEST)

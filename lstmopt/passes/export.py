@@ -33,8 +33,9 @@ from lstmopt.passes.verify import artifact_checks, contract_check
 from lstmopt.report.folder import manifest_files, write_artifact_folder
 from lstmopt.report.golden import Golden, play, write_golden
 from lstmopt.report.html import render_html
+from lstmopt.report.manifest import state_records
 from lstmopt.report.runner import run_script
-from lstmopt.report.schema import Manifest, Report, StateRecord
+from lstmopt.report.schema import Manifest, Report
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
@@ -146,7 +147,7 @@ class Export:
                 versions=versions(),
                 fingerprint=fingerprint(),
                 deploy=tuple(entries),
-                states=tuple(StateRecord(input=p.input, output=p.output) for p in state_pairs(model)),
+                states=state_records(model, state.original),
                 threads=state.target.threads,
             )
             manifest.save(folder / "manifest.json")

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
 from lstmopt.measure.fingerprint import Fingerprint
 from lstmopt.report.document import Document, Frozen
+from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes.base import Deployment
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 class StateRecord(Frozen):
-    """A state: the input that takes what an output of the call before gave."""
+    """A state: the input that takes what an output of the call before gave.
+
+    Attributes:
+        input: the input's name.
+        output: the output's name.
+        shape: of the input; a name or "?" where a size is dynamic.
+        original_shape: the same in the original model; another one where its units are fewer.
+    """
 
     input: str
     output: str
+    shape: tuple[int | str, ...] = ()
+    original_shape: tuple[int | str, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        """Whether callers have to know of a new shape."""
+        return self.shape != self.original_shape
 
 
 class Manifest(Document):
@@ -56,3 +74,25 @@ class Manifest(Document):
             folder: the artifact.
         """
         return tuple(entry.inside(folder) for entry in self.deploy)
+
+
+def state_records(model: ir.Model, original: ir.Model) -> tuple[StateRecord, ...]:
+    """Returns a model's states with their shapes, and those that they had in the original."""
+    ours, before = (
+        {
+            str(value.name): tuple(
+                size if isinstance(size, int) else size.value or "?" for size in value.shape or ()
+            )
+            for value in graph.graph.inputs
+        }
+        for graph in (model, original)
+    )
+    return tuple(
+        StateRecord(
+            input=pair.input,
+            output=pair.output,
+            shape=ours[pair.input],
+            original_shape=before.get(pair.input, ours[pair.input]),
+        )
+        for pair in state_pairs(model)
+    )
