@@ -190,12 +190,3 @@ def test_operators_equal_onnx_own_cases():
         passed |= {node.op_type for node in proto.graph.node}
     assert set(OPS) - passed <= set()
     assert len(refused) < 60, refused  # refused in one clear line, never computed wrongly
-
-
-def test_an_unknown_operator_is_named():
-    node = onnx.helper.make_node("Det", ["x"], ["y"], name="determinant")
-    info = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph([node], "g", [info("x", 1, [2, 2])], [info("y", 1, [])])
-    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]))
-    with pytest.raises(LstmoptError, match="determinant.*Det"):
-        OnnxModule(model)

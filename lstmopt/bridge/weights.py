@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from lstmopt.bridge.frozen import is_frozen
 from lstmopt.bridge.program import graphs_of, walk
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.constants import RANDOM_OPS, constant_value
@@ -106,7 +107,7 @@ def _sources(value: ir.Value) -> set[ir.Value]:
 
 
 def held_constants(model: ir.Model, trained: Mapping[ir.Value, Array]) -> dict[ir.Value, Array]:
-    """Returns initializers and Constant nodes' values that are not trained."""
+    """Returns initializers and Constant nodes' values that are not trained, nor embedded in frozen nodes."""
     held: dict[ir.Value, Array] = {}
 
     def visit(graph: ir.Graph) -> None:
@@ -114,19 +115,25 @@ def held_constants(model: ir.Model, trained: Mapping[ir.Value, Array]) -> dict[i
             if (
                 value not in trained
                 and value.const_value is not None
-                and (value.uses() or value.is_graph_output())
+                and (value.is_graph_output() or _used_here(value))
             ):
                 held[value] = np.asarray(value.const_value.numpy())
         for node in graph:
-            if node.op_type == "Constant" and node.outputs[0] not in trained:
-                array = constant_value(node.outputs[0])
+            made = node.outputs[0] if node.op_type == "Constant" else None
+            if made is not None and made not in trained and (made.is_graph_output() or _used_here(made)):
+                array = constant_value(made)
                 if array is None:
                     raise LstmoptError(
                         f"node {node.name}", "a constant that is not a tensor", "export the model again"
                     )
-                held[node.outputs[0]] = array
+                held[made] = array
             for body in graphs_of(node).values():
                 visit(body)
 
     visit(model.graph)
     return held
+
+
+def _used_here(value: ir.Value) -> bool:
+    """Whether anything but frozen nodes reads a constant."""
+    return any(not is_frozen(node) for node, _ in value.uses())
