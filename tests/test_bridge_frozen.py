@@ -14,11 +14,14 @@ from lstmopt.errors import LstmoptError
 from lstmopt.passes import GrowPrune, Simplify
 from lstmopt.rnn.execution import run_model
 from lstmopt.rnn.files import save_model
+from lstmopt.rnn.inspection import inspect_model
+from lstmopt.rnn.trainable import TRAINABLE
 
 torch = pytest.importorskip("torch")
 
 from lstmopt.bridge.frozen import cut_loss  # noqa: E402
 from lstmopt.bridge.module import OnnxModule, write_back  # noqa: E402
+from lstmopt.bridge.ops import CONTROL, OPS  # noqa: E402
 
 HIDDEN = 16
 
@@ -66,6 +69,17 @@ def tensors(feeds):
 
 def feeds(seed=0, steps=5, batch=2):
     return {"x": np.random.default_rng(seed).standard_normal((steps, batch, 6)).astype(np.float32)}
+
+
+def test_what_is_listed_as_trainable_is_what_the_bridge_has():
+    assert {*OPS, *CONTROL} == TRAINABLE
+
+
+def test_inspect_lists_what_is_missing():
+    seen = inspect_model(between())
+    assert seen.frozen == {"com.microsoft.BiasGelu": 1, "com.microsoft.QuickGelu": 1}
+    assert any("com.microsoft.BiasGelu (1), com.microsoft.QuickGelu (1)" in note for note in seen.notes)
+    assert not inspect_model(ir.from_proto(onnx.parser.parse_model(SEQUENCE_LOOP))).frozen
 
 
 @pytest.mark.parametrize("behind", ["BiasGelu", ""])
@@ -205,3 +219,91 @@ def test_no_gradient_at_all_is_one_clear_line(tmp_path: Path):
             tmp_path / "model.onnx", output=tmp_path / "out",
             data={"x": np.random.default_rng(0).standard_normal((40, 5, 6)).astype(np.float32)},
         )  # fmt: skip
+
+
+SEQUENCE_LOOP = """
+<ir_version: 8, opset_import: ["" : 17]>
+loop (float[sequence, batch, 6] x) => (float[batch, n, 6] y, int64 count) {
+   many = Constant <value_int = 3> ()
+   yes = Constant <value = bool {1}> ()
+   zero = Constant <value_int = 0> ()
+   two = Constant <value_int = 2> ()
+   nothing = SequenceEmpty ()
+   rows = SplitToSequence <axis = 0, keepdims = 0> (x)
+   found = Loop (many, yes, nothing) <body = body (int64 i, bool go, seq(float[batch, 6]) before)
+      => (bool on, seq(float[batch, 6]) after) {
+      on = Identity (go)
+      row = SequenceAt (rows, i)
+      double = Add (row, row)
+      after = SequenceInsert (before, double)
+   }>
+   first = SequenceAt (rows, zero)
+   more = SequenceInsert (found, first, zero)
+   less = SequenceErase (more, two)
+   count = SequenceLength (less)
+   pair = SequenceConstruct (first, first)
+   both = ConcatFromSequence <axis = 1, new_axis = 1> (pair)
+   all = ConcatFromSequence <axis = 1, new_axis = 1> (less)
+   y = Concat <axis = 1> (all, both)
+}
+"""
+
+
+def test_a_loop_that_appends_to_a_sequence():
+    proto = onnx.parser.parse_model(SEQUENCE_LOOP)
+    model = ir.from_proto(proto)
+    module = OnnxModule(model)
+    assert not module.notes
+    given = tensors(feeds(steps=4))
+    given["x"].requires_grad_(True)
+    ours = module(given)
+    theirs = run_model(model, feeds(steps=4))
+    np.testing.assert_allclose(ours["y"].detach().numpy(), theirs["y"])
+    assert int(ours["count"]) == int(theirs["count"]) == 3
+    ours["y"].sum().backward()
+    assert float(given["x"].grad.abs().sum()) > 0
+
+
+QUANTISED_OUTPUT = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[sequence, batch, 6] x) => (float[sequence, batch, 3] y) <
+   float[6, 4] w, uint8[4, 3] q, float s = {0.05}, uint8 z = {120}, float t = {0.02}> {
+   p = MatMul (x, w)
+   h = Tanh (p)
+   b, bs, bz = DynamicQuantizeLinear (h)
+   product = MatMulInteger (b, q, bz, z)
+   number = Cast <to = 1> (product)
+   scale = Mul (bs, s)
+   r = Mul (number, scale)
+   k = QuantizeLinear (r, t, z)
+   y = DequantizeLinear (k, t, z)
+}
+"""
+
+
+def test_gradients_pass_what_is_quantised_as_if_it_were_not():
+    proto = onnx.parser.parse_model(QUANTISED_OUTPUT)
+    rng = np.random.default_rng(3)
+    w, q = rng.standard_normal((6, 4)).astype(np.float32), rng.integers(0, 255, (4, 3)).astype(np.uint8)
+    for name, array in (("w", w), ("q", q)):
+        tensor = next((t for t in proto.graph.initializer if t.name == name), None)
+        if tensor is not None:
+            proto.graph.initializer.remove(tensor)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    model = ir.from_proto(proto)
+    module = OnnxModule(model)
+    assert not module.notes
+    given = feeds()
+    theirs = run_model(model, given)["y"]
+    for grad in (False, True):  # whole numbers, or floats that carry them
+        with torch.set_grad_enabled(grad):
+            ours = module(tensors(given))["y"]
+        # A value on the edge of two steps may be rounded either way.
+        assert np.abs(ours.detach().numpy() - theirs).max() <= 0.0201
+        assert np.mean(ours.detach().numpy() != theirs) < 0.1
+    inside = (np.abs(theirs) < 2.3).astype(np.float32)
+    (ours * torch.from_numpy(inside)).sum().backward()
+    weight = torch.tensor(w, requires_grad=True)
+    plain = torch.tanh(torch.from_numpy(given["x"]) @ weight) @ ((torch.from_numpy(q).float() - 120) * 0.05)
+    (plain * torch.from_numpy(inside)).sum().backward()
+    np.testing.assert_allclose(module.weights["w"].grad, weight.grad, rtol=0.05, atol=0.02)

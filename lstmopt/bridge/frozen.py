@@ -21,14 +21,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lstmopt.bridge.node import Node
-from lstmopt.bridge.ops import CONTROL, OPS
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.constants import constant_value
 from lstmopt.rnn.execution import first_line
+from lstmopt.rnn.trainable import is_frozen, title
 
 Array = npt.NDArray[Any]
 
-DOMAINS = frozenset({"", "ai.onnx"})
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 BLIND = frozenset(
     {
@@ -37,17 +36,6 @@ BLIND = frozenset(
     }
 )  # fmt: skip
 """Operators of the bridge that hand no gradient on."""
-
-
-def is_frozen(node: ir.Node) -> bool:
-    """Whether ONNX Runtime has to run a node."""
-    known = node.domain in DOMAINS and node.op_type in {*OPS, *CONTROL, "Constant"}
-    return not known
-
-
-def title(node: ir.Node) -> str:
-    """Returns an operator's name, with its domain where that is not ONNX's own."""
-    return node.op_type if node.domain in DOMAINS else f"{node.domain}.{node.op_type}"
 
 
 @dataclass
@@ -84,16 +72,18 @@ class Frozen:
             raise node.error(f"ONNX Runtime cannot run it by itself ({first_line(error)})") from error
         if not all(isinstance(result, np.ndarray | np.generic) for result in results):
             raise node.error("gives something that is not a tensor")
-        return [_tensor(node, np.asarray(result)) for result in results]
+        # A result that nothing reads has no name, and ONNX Runtime does not give it.
+        given = iter(_tensor(node, np.asarray(result)) for result in results)
+        return [next(given) if name else torch.empty(0) for name in self.proto.output]
 
     def _session(self, feeds: Mapping[str, Array]) -> Any:
         import onnxruntime as ort
 
-        key = tuple((name, array.dtype.str, array.ndim) for name, array in feeds.items())
+        key = tuple((name, array.dtype.str, tuple(_known_sizes(array))) for name, array in feeds.items())
         if key not in self._sessions:
             infos = [
                 onnx.helper.make_tensor_value_info(
-                    name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim
+                    name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), _known_sizes(array)
                 )
                 for name, array in feeds.items()
             ]
@@ -113,6 +103,11 @@ class Frozen:
                 made.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         return self._sessions[key]
+
+
+def _known_sizes(array: Array) -> list[int | None]:
+    """Returns the sizes to load a node for: of a list of axes or sizes its length, which some nodes read."""
+    return [None] * array.ndim if array.ndim > 1 or array.dtype.kind == "f" else list(array.shape)
 
 
 def _tensor(node: Node, array: Array) -> Tensor:

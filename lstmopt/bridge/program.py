@@ -10,14 +10,18 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from lstmopt.bridge.frozen import Freezer, is_frozen
+from lstmopt.bridge.frozen import Freezer
 from lstmopt.bridge.node import Node, Op, Run
 from lstmopt.bridge.ops import OPS
+from lstmopt.rnn.trainable import is_frozen
 
 LSTM_MOVERS = frozenset(
     {"Squeeze", "Unsqueeze", "Transpose", "Reshape", "Identity", "Dropout", "Flatten", "Cast"}
 )
 """Operators between two LSTMs through which the second reads what was dropped behind the first."""
+
+SCAN_WITHOUT_BATCH = 9
+"""Since this opset Scan has no batch axis of its own."""
 
 Env = dict[int, Tensor]
 
@@ -69,6 +73,8 @@ def _control(
         assert condition is not None
         return bodies["then_branch" if bool(condition.all()) else "else_branch"].execute(env)
     body = bodies["body"]
+    if node.op == "Scan":
+        return _scan(node, body, inputs, env)
     trips, keep, *carried = inputs
     count = 0
     scans: list[list[Tensor]] = [[] for _ in range(len(body.outputs) - 1 - len(carried))]
@@ -83,6 +89,35 @@ def _control(
     if not all(scans):
         raise node.error("a loop that runs no step has outputs of unknown shape")
     return [value for value in carried if value is not None] + [torch.stack(scan) for scan in scans]
+
+
+def _scan(node: Node, body: Program, inputs: list[Tensor | None], env: Env) -> list[Tensor]:
+    """Runs a body along axes of its last inputs; what it gives beside its states is stacked."""
+    if node.opset < SCAN_WITHOUT_BATCH:
+        raise node.error("is of an old form")
+    count = node.get("num_scan_inputs")
+    states, scanned = inputs[: len(inputs) - count], [value for value in inputs[-count:] if value is not None]
+    axes = node.get("scan_input_axes") or (0,) * count
+    backward = node.get("scan_input_directions") or (0,) * count
+    rows = [value.unbind(axis) for value, axis in zip(scanned, axes, strict=True)]
+    rows = [row[::-1] if back else row for row, back in zip(rows, backward, strict=True)]
+    outputs: list[list[Tensor]] = [[] for _ in range(len(body.outputs) - len(states))]
+    for step in zip(*rows, strict=True):
+        feeds = [*states, *step]
+        env.update({slot: value for slot, value in zip(body.inputs, feeds, strict=True) if value is not None})
+        results = body.execute(env)
+        states = list(results[: len(states)])
+        for output, value in zip(outputs, results[len(states) :], strict=True):
+            output.append(value)
+    if not all(outputs):
+        raise node.error("a scan of no steps has outputs of unknown shape")
+    axes = node.get("scan_output_axes") or (0,) * len(outputs)
+    turned = node.get("scan_output_directions") or (0,) * len(outputs)
+    stacked = [
+        torch.stack(output[::-1] if back else output, axis)
+        for output, axis, back in zip(outputs, axes, turned, strict=True)
+    ]
+    return [*(value for value in states if value is not None), *stacked]
 
 
 def node_name(node: ir.Node) -> str:

@@ -9,17 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from lstmopt.bridge.frozen import is_frozen
 from lstmopt.bridge.program import graphs_of, walk
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.constants import RANDOM_OPS, constant_value
+from lstmopt.rnn.trainable import is_frozen
 
 Array = npt.NDArray[Any]
 
 TRAINABLE: Mapping[str, tuple[int, ...]] = {
-    "LSTM": (1, 2, 3, 7), "GRU": (1, 2, 3), "MatMul": (0, 1), "Gemm": (0, 1, 2), "Conv": (1, 2),
-    "ConvTranspose": (1, 2), "Einsum": (0, 1), "BatchNormalization": (1, 2), "LayerNormalization": (1, 2),
-    "InstanceNormalization": (1, 2), "GroupNormalization": (1, 2), "RMSNormalization": (1,), "PRelu": (1,),
+    "LSTM": (1, 2, 3, 7), "GRU": (1, 2, 3), "RNN": (1, 2, 3), "MatMul": (0, 1), "Gemm": (0, 1, 2),
+    "Conv": (1, 2), "ConvTranspose": (1, 2), "Einsum": (0, 1), "BatchNormalization": (1, 2),
+    "LayerNormalization": (1, 2), "InstanceNormalization": (1, 2), "GroupNormalization": (1, 2),
+    "RMSNormalization": (1,), "PRelu": (1,),
 }  # fmt: skip
 """Inputs that hold weights, by operator; besides an embedding (Gather) and a bias behind a product (Add)."""
 
