@@ -194,6 +194,9 @@ _shape = click.option(
 _threads = click.option(
     "--threads", type=click.IntRange(min=1), help="Of one inference, in place of the target's."
 )
+_stateful = click.option(
+    "--stateful", is_flag=True, help="Also a form that keeps its states inside; see Stream in run.py."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
@@ -228,6 +231,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdo
     is_flag=True,
     help="State inputs and outputs keep their shapes, with zeros for removed units.",
 )
+@_stateful
 @click.option("--trained", type=FILE, help="Deploy this model, trained before from MODEL; no training.")
 @click.option(
     "--latency-table", "latency_tables", type=FILE, multiple=True, help="Measured before; repeatable."
@@ -285,6 +289,7 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
             latency_tables=tuple(LatencyTable.load(path) for path in options["latency_tables"]),
             fresh=options["fresh"],
             keep_intermediates=options["keep_intermediates"],
+            stateful=options["stateful"],
             command=shlex.join(["lstmopt", *sys.argv[1:]]),
             progress=progress,
             **call,
@@ -480,6 +485,7 @@ def verify(artifact: Path, baseline: Path | None, max_slowdown: float, as_json: 
 @_shape
 @_threads
 @click.option("--static", is_flag=True, help="Fix the dynamic axes to the target's shape.")
+@_stateful
 @click.option("-o", "--output", type=FILE, required=True, help="Folder to write.")
 @_json
 def export(
@@ -490,6 +496,7 @@ def export(
     shapes: Shapes,
     threads: int | None,
     static: bool,
+    stateful: bool,
     output: Path,
     as_json: bool,
 ) -> None:
@@ -503,6 +510,7 @@ def export(
             precision=f"{SPARSE}{precision}" if precision in ("i16", "i8") else precision,
             target=_chosen(target, shapes, threads),
             static=static,
+            stateful=stateful,
             output=output,
             progress=progress,
         )

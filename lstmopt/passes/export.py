@@ -41,6 +41,7 @@ from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes import open_session
 from lstmopt.runtimes.base import Deployment
+from lstmopt.runtimes.stateful import stateful_deployments
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -60,9 +61,11 @@ class Export:
 
     Args:
         rounds: blocks of the measurement that chooses.
+        stateful: whether OpenVINO models that keep their states inside are written as well.
     """
 
     rounds: int = 30
+    stateful: bool = False
 
     name: ClassVar[str] = "export"
     needs: ClassVar[tuple[str, ...]] = ("model", "target", "data")
@@ -142,6 +145,7 @@ class Export:
             final.save(folder / "report.json")
             page = render_html(final, reporting.curves(state.tables))
             (folder / "report.html").write_text(page, encoding="utf-8")
+            stateful = self._stateful(state, model, [entry.inside(folder) for entry in entries])
             manifest = Manifest(
                 files=manifest_files(folder),
                 versions=versions(),
@@ -149,6 +153,7 @@ class Export:
                 deploy=tuple(entries),
                 states=state_records(model, state.original),
                 threads=state.target.threads,
+                stateful=tuple(item.placed(item.file.parent.relative_to(folder)) for item in stateful),
             )
             manifest.save(folder / "manifest.json")
             # Before it takes the place of an older one: what does not check is never seen there.
@@ -157,6 +162,16 @@ class Export:
                     raise ContractError(str(state.output), f"{check.name}: {check.detail}", "report this")
 
         write_artifact_folder(fill, state.output)
+
+    def _stateful(
+        self, state: State, model: ir.Model, entries: Sequence[Deployment]
+    ) -> tuple[Deployment, ...]:
+        """Writes models that keep their states inside, where they are wanted."""
+        if not self.stateful:
+            return ()
+        pairs = [(pair.input, pair.output) for pair in state_pairs(model)]
+        call = heaviest_call(model, state.target, state.seed)
+        return stateful_deployments(entries, pairs, call, state.target.threads)
 
 
 class _Overtaken(Exception):

@@ -47,6 +47,7 @@ class Manifest(Document):
         deploy: what to load, best first; paths are relative to the artifact.
         states: inputs that take outputs of the call before.
         threads: that one inference was measured with.
+        stateful: OpenVINO models that keep these states inside, where they were asked for.
     """
 
     files: dict[str, str] = {}
@@ -55,11 +56,12 @@ class Manifest(Document):
     deploy: tuple[Deployment, ...] = Field(min_length=1)
     states: tuple[StateRecord, ...] = ()
     threads: int = Field(1, ge=1)
+    stateful: tuple[Deployment, ...] = ()
 
     @model_validator(mode="after")
     def _inside(self) -> Self:
         paths = [*self.files]
-        for entry in self.deploy:
+        for entry in (*self.deploy, *self.stateful):
             paths += [entry.file.as_posix(), *(library.as_posix() for library in entry.libraries)]
         for path in paths:
             pure = PurePosixPath(path)

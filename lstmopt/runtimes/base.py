@@ -27,6 +27,7 @@ class Deployment(BaseModel):
         settings: what to pass to the runtime.
         libraries: extension libraries that it needs.
         input_shapes: shape of each input; a name where the size is dynamic.
+        states: shape of each state that the model keeps inside, by the name of the input that it was.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -37,6 +38,7 @@ class Deployment(BaseModel):
     settings: dict[str, str] = {}
     libraries: tuple[Path, ...] = ()
     input_shapes: dict[str, tuple[int | str, ...]] = {}
+    states: dict[str, tuple[int, ...]] = {}
 
     def placed(self, folder: Path) -> Deployment:
         """Returns the same files as they lie in another folder, side by side.
