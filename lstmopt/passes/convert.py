@@ -26,7 +26,7 @@ from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes import Runtime, open_session
 from lstmopt.runtimes import runtime as find_runtime
-from lstmopt.runtimes.base import Deployment
+from lstmopt.runtimes.base import Deployment, StatefulDeployment
 from lstmopt.runtimes.stateful import stateful_deployments
 from lstmopt.targets import Target, load_target
 
@@ -56,7 +56,7 @@ class Exported(BaseModel):
     deployment: Deployment
     error: float
     notes: tuple[str, ...] = ()
-    stateful: tuple[Deployment, ...] = ()
+    stateful: tuple[StatefulDeployment, ...] = ()
 
     def render(self) -> Any:
         """Returns a few lines for the shell."""
@@ -198,7 +198,7 @@ def convert(
         if not built:
             raise faults[0]
         best, error = _fastest(built, calls, target, progress) if precision == "auto" else built[0]
-        kept: tuple[Deployment, ...] = ()
+        kept: tuple[StatefulDeployment, ...] = ()
         if stateful:
             pairs = [(pair.input, pair.output) for pair in state_pairs(model)]
             kept = stateful_deployments([best], pairs, calls[0][1], target.threads)

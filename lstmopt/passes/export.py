@@ -40,7 +40,7 @@ from lstmopt.rnn.files import save_model
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes import open_session
-from lstmopt.runtimes.base import Deployment
+from lstmopt.runtimes.base import Deployment, StatefulDeployment
 from lstmopt.runtimes.stateful import stateful_deployments
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Export:
 
     def _stateful(
         self, state: State, model: ir.Model, entries: Sequence[Deployment]
-    ) -> tuple[Deployment, ...]:
+    ) -> tuple[StatefulDeployment, ...]:
         """Writes models that keep their states inside, where they are wanted."""
         if not self.stateful:
             return ()

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from lstmopt.measure.fingerprint import Fingerprint
 from lstmopt.report.document import Document, Frozen
 from lstmopt.rnn.states import state_pairs
-from lstmopt.runtimes.base import Deployment
+from lstmopt.runtimes.base import Deployment, StatefulDeployment
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -56,7 +56,7 @@ class Manifest(Document):
     deploy: tuple[Deployment, ...] = Field(min_length=1)
     states: tuple[StateRecord, ...] = ()
     threads: int = Field(1, ge=1)
-    stateful: tuple[Deployment, ...] = ()
+    stateful: tuple[StatefulDeployment, ...] = ()
 
     @model_validator(mode="after")
     def _inside(self) -> Self:

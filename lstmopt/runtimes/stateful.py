@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lstmopt.errors import LstmoptError
-from lstmopt.runtimes.base import Array, Deployment
+from lstmopt.runtimes.base import Array, Deployment, StatefulDeployment
 from lstmopt.runtimes.openvino import telling_line
 
 STATEFUL = "stateful.xml"
@@ -21,7 +21,7 @@ TOLERANCE = 1e-3
 
 def make_stateful(
     deployment: Deployment, states: Sequence[tuple[str, str]], feeds: Mapping[str, Array], threads: int
-) -> Deployment:
+) -> StatefulDeployment:
     """Writes ``stateful.xml`` beside an OpenVINO model, and checks it by streaming.
 
     Args:
@@ -62,7 +62,8 @@ def make_stateful(
     sources = {source for source, _ in states}
     shapes = {name: shape for name, shape in deployment.input_shapes.items() if name not in sources}
     kept = {source: feeds[source].shape for source in sources}
-    made = deployment.model_copy(update={"file": file, "input_shapes": shapes, "states": kept})
+    changed = {"file": file, "input_shapes": shapes, "states": kept}
+    made = StatefulDeployment.model_validate({**deployment.model_dump(), **changed})
     _compare(made, deployment, states, feeds, threads)
     return made
 
@@ -102,7 +103,7 @@ def stateful_deployments(
     states: Sequence[tuple[str, str]],
     feeds: Mapping[str, Array],
     threads: int,
-) -> tuple[Deployment, ...]:
+) -> tuple[StatefulDeployment, ...]:
     """Returns stateful forms of the OpenVINO models among some: the first of each file.
 
     ONNX Runtime has no variables: ``Stream`` in ``run.py`` carries the states there.
