@@ -61,6 +61,7 @@ class BackOff:
         train: the recipe; its density, time and pattern are set for each plan, and where it names no
             rounding that of the fastest sparse op which the target allows.
         keep_state_shape: whether state inputs and outputs keep their shapes, see `Resize`.
+        together: names of layers that get one hidden size, see `Resize`.
 
     Raises:
         LstmoptError: a share or a compression that makes no sense.
@@ -72,6 +73,7 @@ class BackOff:
     tune: float = 0.25
     train: GrowPrune = GrowPrune()
     keep_state_shape: bool = False
+    together: tuple[tuple[str, ...], ...] = ()
     name: ClassVar[str] = "back-off"
     needs: ClassVar[tuple[str, ...]] = ("model", "target", "data", "peers")
     gives: ClassVar[tuple[str, ...]] = ("trained", "masks", "candidates")
@@ -96,7 +98,8 @@ class BackOff:
         start, sizes, plans = state, [], list[Plan]()
         patterns = self._patterns(state)
         for scale in self.scales:
-            resized = _based(start, state).then(Resize(scale=scale, keep_state_shape=self.keep_state_shape))
+            resize = Resize(scale=scale, keep_state_shape=self.keep_state_shape, together=self.together)
+            resized = _based(start, state).then(resize)
             state = _with(state, resized)
             if _sizes(resized) in sizes:
                 continue  # two shares of a small layer can be one size

@@ -55,6 +55,7 @@ class Resize:
         sequence: steps of a calibration call.
         keep_state_shape: whether state inputs and outputs keep the shapes that callers know, with zeros
             where a unit is gone; layers with states then only shrink.
+        together: names of layers that get one hidden size, the largest of those chosen for them.
     """
 
     hidden_size: int | Mapping[str, int] | None = None
@@ -67,6 +68,7 @@ class Resize:
     batch: int = 8
     sequence: int = 35
     keep_state_shape: bool = False
+    together: tuple[tuple[str, ...], ...] = ()
 
     name: ClassVar[str] = "resize"
     needs: ClassVar[tuple[str, ...]] = ("model",)
@@ -147,6 +149,7 @@ class Resize:
                 wanted, told = sizes_for_speed(free, self.speed, models, peers)
                 notes.append(told)
         sizes: dict[str, int] = {}
+        wanted = self._joined(analysis.groups, free, wanted)
         for group, size in zip(free, wanted, strict=True):
             if size > group.hidden_size and not group.exact:
                 notes.append(f"{', '.join(group.layers)} keeps its hidden size: a normalisation reads it")
@@ -155,6 +158,18 @@ class Resize:
             elif size != group.hidden_size:
                 sizes[group.layers[0]] = size
         return sizes, tuple(notes)
+
+    def _joined(
+        self, groups: Sequence[UnitGroup], free: Sequence[UnitGroup], wanted: Sequence[int]
+    ) -> list[int]:
+        """Returns the sizes with those made equal that have to be: where a layer cannot change, none does."""
+        joined = list(wanted)
+        for names in self.together:
+            mine = [index for index, group in enumerate(free) if set(names) & set(group.layers)]
+            fixed = [g.hidden_size for g in groups if g.pinned is not None and set(names) & set(g.layers)]
+            for index in mine:
+                joined[index] = fixed[0] if fixed else max(wanted[other] for other in mine)
+        return joined
 
     def _counts(self, table: LatencyTable) -> bool:
         """Whether a table is of what the model is to be executed as."""
