@@ -262,6 +262,8 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
 
     if options["budget"] is not None and options["steps"] is not None:
         raise click.UsageError("--budget and --steps exclude each other")
+    if options["trained"] is not None:
+        _check_untrained(ctx)
     if not all(0 < scale <= LARGEST_SCALE for scale in options["scales"]):
         raise click.UsageError(f"--scale takes shares above 0, up to {LARGEST_SCALE:.0%}, such as 75%")
     if options["save_config"] is not None:
@@ -295,6 +297,18 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
             **call,
         )
     _print_report(state.output, options["as_json"])
+
+
+def _check_untrained(ctx: click.Context) -> None:
+    """Checks that nothing is asked of a training that there will not be."""
+    given = [
+        f"--{name}"
+        for name, option in (("budget", "budget"), ("steps", "steps"), ("scale", "scales"),
+                             ("compression", "compression"))
+        if ctx.get_parameter_source(option) is not click.core.ParameterSource.DEFAULT
+    ]  # fmt: skip
+    if given:
+        raise click.UsageError(f"{given[0]} is for training, and --trained leaves that out")
 
 
 def _print_report(output: Path, as_json: bool) -> None:

@@ -18,13 +18,14 @@ from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes.candidates import Feeds, timing_calls
 from lstmopt.passes.formats import build_in, measured_formats, nothing_sparse
 from lstmopt.passes.rewrites import FixShapes
+from lstmopt.precision import is_sparse
 from lstmopt.report.folder import MANIFEST, manifest_files, write_folder
 from lstmopt.report.manifest import Manifest, state_records
 from lstmopt.report.runner import run_script
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
-from lstmopt.runtimes import Runtime, open_session
+from lstmopt.runtimes import Runtime, open_session, ops
 from lstmopt.runtimes import runtime as find_runtime
 from lstmopt.runtimes.base import Deployment, StatefulDeployment
 from lstmopt.runtimes.stateful import stateful_deployments
@@ -230,6 +231,8 @@ def _wanted(engine: Runtime, precision: str) -> tuple[str, ...]:
         raise LstmoptError(f"--runtime {engine.name}", status.reason, "see lstmopt doctor")
     if precision == "auto":
         return engine.precisions()
+    if is_sparse(precision) and (absent := ops.absent(engine.name)):
+        raise LstmoptError(f"--format {precision}", absent, "see lstmopt doctor, or name a dense format")
     if precision not in engine.precisions():
         raise LstmoptError(
             f"--format {precision}",
