@@ -135,3 +135,30 @@ def test_a_model_without_states_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(LstmoptError, match="no states"):
         lstmopt.optimize(path, output=tmp_path / "out", stateful=True)
+
+
+def test_outputs_have_onnx_names_whatever_compiling_adds(exported: dict[str, Path]) -> None:
+    """OpenVINO merges Squeeze and Unsqueeze, and what they gave has two names then."""
+    import openvino as ov
+
+    folder = exported["openvino"]
+    onnx.save(
+        onnx.parser.parse_model(
+            """<ir_version: 8, opset_import: ["" : 17]>
+            g (float[1, 6] x) => (float[1, 1] y) {
+                Mean_output = ReduceMean <keepdims = 1, axes = [1]> (x)
+                axes = Constant <value_ints = [1]> ()
+                flat = Squeeze (Mean_output, axes)
+                y = Unsqueeze (flat, axes)
+            }"""
+        ),
+        folder / "names.onnx",
+    )
+    model = ov.convert_model(folder / "names.onnx")
+    model.outputs[0].get_tensor().set_names({"y"})
+    ov.save_model(model, folder / "names.xml", compress_to_fp16=False)
+    port = ov.compile_model(folder / "names.xml", "CPU").outputs[0]
+    assert port.get_names() == {"Mean_output", "y"} and port.get_any_name() != "y"
+    session = script(folder).OpenVino({"file": "names.xml"}, 1)
+    assert session.outputs == ["y"]
+    assert list(session.run({"x": np.ones((1, 6), np.float32)})) == ["y"]

@@ -199,6 +199,11 @@ class OnnxRuntime:
         return call
 
 
+def port_name(port: Any) -> str:
+    """Returns ONNX's name of an input or output, to which compiling may add others, longer ones."""
+    return str(min(port.get_names(), key=lambda name: (":" in name, len(name), name)))
+
+
 class OpenVino:
     """A file compiled by OpenVINO for the CPU."""
 
@@ -218,14 +223,14 @@ class OpenVino:
         self._tensor = ov.Tensor
         self._model = core.compile_model(str(HERE / entry["file"]), "CPU", settings)
         self._request = self._model.create_infer_request()
-        self.inputs = [port.get_any_name() for port in self._model.inputs]
-        self.outputs = [port.get_any_name() for port in self._model.outputs]
+        self.inputs = [port_name(port) for port in self._model.inputs]
+        self.outputs = [port_name(port) for port in self._model.outputs]
         self._states: Arrays = {}
 
     def types(self) -> dict[str, Any]:
         """Returns the inputs' numpy types by name."""
         ports = self._model.inputs
-        return {port.get_any_name(): np.dtype(port.get_element_type().to_dtype()) for port in ports}
+        return {port_name(port): np.dtype(port.get_element_type().to_dtype()) for port in ports}
 
     def reset(self, states: Arrays) -> None:
         """Sets the states of the next `step`, and those that the model keeps inside to zero."""
