@@ -221,6 +221,23 @@ def test_no_gradient_at_all_is_one_clear_line(tmp_path: Path):
         )  # fmt: skip
 
 
+def test_a_branch_that_is_never_taken_is_not_looked_at():
+    text = """
+    <ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+    g (float[sequence, batch, 6] x) => (float[sequence, batch, n] y) {
+       two = Constant <value_int = 2> ()
+       three = Constant <value_int = 3> ()
+       less = Less (two, three)
+       y = If (less) <
+          then_branch = a () => (float[sequence, batch, n] p) { p = Tanh (x) },
+          else_branch = b () => (float[sequence, batch, n] q) { q = com.microsoft.QuickGelu (x) }>
+    }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    module = OnnxModule(model).eval()
+    assert not module.notes and not inspect_model(model).frozen
+    np.testing.assert_allclose(module(tensors(feeds()))["y"], run_model(model, feeds())["y"], atol=1e-6)
+
+
 SEQUENCE_LOOP = """
 <ir_version: 8, opset_import: ["" : 17]>
 loop (float[sequence, batch, 6] x) => (float[batch, n, 6] y, int64 count) {

@@ -20,6 +20,10 @@ from lstmopt.report.schema import Manifest
 from lstmopt.rnn.execution import Reference
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.runtimes import open_session
+from lstmopt.runtimes import runtime as find_runtime
+from lstmopt.runtimes.stateful import make_stateful
+from lstmopt.sparsity.formats import format_named
+from tests.ops import needs_ops, random_layer, save_sparse
 from tests.test_cli_errors import call, classifier, refused
 from tests.test_rnn_state_shapes import packed, target
 
@@ -162,3 +166,24 @@ def test_outputs_have_onnx_names_whatever_compiling_adds(exported: dict[str, Pat
     session = script(folder).OpenVino({"file": "names.xml"}, 1)
     assert session.outputs == ["y"]
     assert list(session.run({"x": np.ones((1, 6), np.float32)})) == ["y"]
+
+
+@needs_ops
+@pytest.mark.parametrize("name", ["f32", "i8"])
+def test_sparse_ops_keep_their_states_inside_too(name: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    item = format_named(name)
+    layer = random_layer(rng, item, hidden=32, inputs=6, plain=True)
+    source = save_sparse(tmp_path / "model.onnx", layer, item, states=True)
+    built = find_runtime("openvino").build(source, f"sparse-{name}", tmp_path / "built")
+    outputs = [value.name for value in onnx.load(source).graph.output]
+    pairs = [("h_0", outputs[1]), ("c_0", outputs[2])]
+    zeros = {name: np.zeros((1, 1, 32), np.float32) for name in ("h_0", "c_0")}
+    made = make_stateful(built, pairs, {"x": chunk(0), **zeros}, 1)
+    ours, theirs, states = open_session(made, 1), open_session(built, 1), zeros
+    for number in range(CHUNKS):
+        expected = theirs.run({"x": chunk(number), **states})
+        states = {source: expected[result] for source, result in pairs}
+        np.testing.assert_allclose(
+            ours.run({"x": chunk(number)})[outputs[0]], expected[outputs[0]], atol=1e-5
+        )

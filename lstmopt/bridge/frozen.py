@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from lstmopt.bridge.node import Node
 from lstmopt.errors import LstmoptError
-from lstmopt.rnn.constants import constant_value
+from lstmopt.rnn.constants import bodies_of, constant_value
 from lstmopt.rnn.execution import first_line
 from lstmopt.rnn.trainable import is_frozen, title
 
@@ -210,7 +210,7 @@ def reach(model: ir.Model, trained: frozenset[ir.Value]) -> Reach:
     Raises:
         LstmoptError: a cut is what a loop carries, of which no activation can be captured.
     """
-    from lstmopt.bridge.program import graphs_of, walk
+    from lstmopt.bridge.program import walk
 
     nodes = [node for _, node in walk(model.graph)]
     frozen = [node for node in nodes if is_frozen(node)]
@@ -220,7 +220,7 @@ def reach(model: ir.Model, trained: frozenset[ir.Value]) -> Reach:
     for node in nodes:
         if is_frozen(node) or node.op_type in BLIND:
             continue
-        bodies = graphs_of(node).values()
+        bodies = bodies_of(node).values()
         inner = [value for body in bodies for value in body.outputs]
         carried = [value for body in bodies for value in body.inputs]
         for value in node.inputs:

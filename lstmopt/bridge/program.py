@@ -13,6 +13,7 @@ from torch import Tensor
 from lstmopt.bridge.frozen import Freezer
 from lstmopt.bridge.node import Node, Op, Run
 from lstmopt.bridge.ops import OPS
+from lstmopt.rnn.constants import bodies_of
 from lstmopt.rnn.trainable import is_frozen
 
 LSTM_MOVERS = frozenset(
@@ -125,18 +126,11 @@ def node_name(node: ir.Node) -> str:
     return str(node.name or next((value.name for value in node.outputs if value.name), node.op_type))
 
 
-def graphs_of(node: ir.Node) -> dict[str, ir.Graph]:
-    """Returns a node's bodies by the attribute's name."""
-    return {
-        name: attribute.value for name, attribute in node.attributes.items() if attribute.type.name == "GRAPH"
-    }
-
-
 def walk(graph: ir.Graph) -> Iterator[tuple[ir.Graph, ir.Node]]:
     """Yields every node with its graph, bodies after the node that has them."""
     for node in graph:
         yield graph, node
-        for body in graphs_of(node).values():
+        for body in bodies_of(node).values():
             yield from walk(body)
 
 
@@ -163,7 +157,7 @@ def named_values(model: ir.Model) -> dict[str, ir.Value]:
         for node in graph:
             for value in node.outputs:
                 add(value)
-            for body in graphs_of(node).values():
+            for body in bodies_of(node).values():
                 visit(body)
 
     visit(model.graph)
@@ -220,7 +214,7 @@ def compile_graph(
     for index, node in enumerate(nodes):
         bodies = {
             name: compile_graph(body, slots, run, opset, constants, freeze)
-            for name, body in graphs_of(node).items()
+            for name, body in bodies_of(node).items()
         }
         function = freeze(node) if is_frozen(node) else OPS.get(node.op_type)
         made = _node(node, freeze.operands(node), slots, run, opset, tuple(frees.get(index, ())))
@@ -280,7 +274,7 @@ def _behind_lstm(value: ir.Value | None) -> bool:
 def _reads(node: ir.Node, freeze: Freezer) -> list[ir.Value]:
     """Returns what a node is fed, its bodies included."""
     found = [value for value in freeze.operands(node) if value is not None]
-    for body in graphs_of(node).values():
+    for body in bodies_of(node).values():
         for inner in body:
             found += _reads(inner, freeze)
         found += list(body.outputs)

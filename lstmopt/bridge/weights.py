@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from lstmopt.bridge.program import graphs_of, walk
+from lstmopt.bridge.program import walk
 from lstmopt.errors import LstmoptError
-from lstmopt.rnn.constants import RANDOM_OPS, constant_value
+from lstmopt.rnn.constants import RANDOM_OPS, bodies_of, constant_value
 from lstmopt.rnn.trainable import is_frozen
 
 Array = npt.NDArray[Any]
@@ -83,7 +83,7 @@ def _constant_values(model: ir.Model) -> frozenset[ir.Value]:
     def visit(graph: ir.Graph) -> None:
         found.update(value for value in graph.initializers.values() if value.const_value is not None)
         for node in graph:
-            bodies = graphs_of(node)
+            bodies = bodies_of(node)
             if (
                 not bodies
                 and node.op_type not in RANDOM_OPS
@@ -128,7 +128,7 @@ def held_constants(model: ir.Model, trained: Mapping[ir.Value, Array]) -> dict[i
                         f"node {node.name}", "a constant that is not a tensor", "export the model again"
                     )
                 held[made] = array
-            for body in graphs_of(node).values():
+            for body in bodies_of(node).values():
                 visit(body)
 
     visit(model.graph)

@@ -11,7 +11,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.rnn.groups import UnitGroup, unit_groups
 from lstmopt.rnn.reader import INITIAL_C, INITIAL_H, SEQUENCE_LENS, RnnLayer, find_rnns
 from lstmopt.rnn.states import state_pairs
-from lstmopt.rnn.trainable import is_frozen, title
+from lstmopt.rnn.trainable import frozen_nodes, title
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -132,7 +132,7 @@ def inspect_model(model: ir.Model, source: str = "model") -> Inspection:
             f"{cells} decomposed cells (Sigmoid, Tanh and Mul instead of an LSTM node): not optimised yet"
         )
     operators = Counter(node.op_type for node in model.graph.all_nodes())
-    frozen = Counter(title(node) for node in model.graph.all_nodes() if is_frozen(node))
+    frozen = Counter(title(node) for node in frozen_nodes(model.graph))
     if frozen:
         missing = ", ".join(f"{name} ({count})" for name, count in sorted(frozen.items()))
         notes.append(

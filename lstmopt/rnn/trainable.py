@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from lstmopt.rnn.constants import bodies_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -40,6 +43,15 @@ ATTENTION_ATTRIBUTES = frozenset(
 )
 COORDINATES = frozenset({"align_corners", "asymmetric", "half_pixel", "pytorch_half_pixel"})
 """How the bridge's Resize finds where a value comes from."""
+
+
+def frozen_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Yields the nodes that cannot be trained through, those of bodies that can run included."""
+    for node in graph:
+        if is_frozen(node):
+            yield node
+        for body in bodies_of(node).values():
+            yield from frozen_nodes(body)
 
 
 def is_frozen(node: ir.Node) -> bool:
