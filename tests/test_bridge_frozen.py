@@ -238,6 +238,23 @@ def test_a_branch_that_is_never_taken_is_not_looked_at():
     np.testing.assert_allclose(module(tensors(feeds()))["y"], run_model(model, feeds())["y"], atol=1e-6)
 
 
+def test_strings_go_from_one_frozen_node_to_the_next():
+    text = """
+    <ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 2]>
+    g (float[sequence, batch, 6] x) => (float[sequence, batch, 6] y) {
+       whole = Round (x)
+       number = Cast <to = 7> (whole)
+       word = Cast <to = 8> (number)
+       known = ai.onnx.ml.LabelEncoder
+          <keys_strings = ["0", "1", "-1"], values_floats = [0.5, 0.25, 2.0], default_float = -7.0> (word)
+       y = Add (known, x)
+    }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    assert inspect_model(model).frozen == {"Cast": 1, "ai.onnx.ml.LabelEncoder": 1}
+    module = OnnxModule(model).eval()
+    np.testing.assert_allclose(module(tensors(feeds()))["y"], run_model(model, feeds())["y"], atol=1e-6)
+
+
 SEQUENCE_LOOP = """
 <ir_version: 8, opset_import: ["" : 17]>
 loop (float[sequence, batch, 6] x) => (float[batch, n, 6] y, int64 count) {

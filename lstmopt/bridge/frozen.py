@@ -55,16 +55,13 @@ class Frozen:
     model: onnx.ModelProto
     _sessions: dict[Any, Any] = field(default_factory=dict)
 
-    def __call__(self, node: Node, *inputs: Tensor | None) -> list[Tensor]:
+    def __call__(self, node: Node, *inputs: Tensor | Array | None) -> list[Any]:
         """Returns the node's outputs, cut off from all gradients."""
         feeds: dict[str, Array] = {}
         for operand, tensor in zip(self.operands, inputs, strict=False):
             if operand is not None and tensor is not None:
-                if not isinstance(tensor, Tensor):
-                    raise node.error("reads something that is not a tensor")
                 name, dtype = operand
-                plain = tensor.detach()
-                array = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+                array = _array(node, tensor)
                 feeds[name] = np.ascontiguousarray(array if dtype is None else array.astype(dtype))
         try:
             results = self._session(feeds).run(None, feeds)
@@ -110,7 +107,20 @@ def _known_sizes(array: Array) -> list[int | None]:
     return [None] * array.ndim if array.ndim > 1 or array.dtype.kind == "f" else list(array.shape)
 
 
-def _tensor(node: Node, array: Array) -> Tensor:
+def _array(node: Node, value: Tensor | Array) -> Array:
+    """Returns what a node is fed; strings, which only frozen nodes hand on, are arrays already."""
+    if isinstance(value, np.ndarray):
+        return value
+    if not isinstance(value, Tensor):
+        raise node.error("reads something that is not a tensor")
+    plain = value.detach()
+    return np.asarray((plain.float() if plain.dtype == torch.bfloat16 else plain).numpy())
+
+
+def _tensor(node: Node, array: Array) -> Any:
+    """Returns what a node gave; strings stay as they are."""
+    if array.dtype.kind in "OUS":
+        return array
     if array.dtype.kind == "f":
         return torch.from_numpy(np.array(array, dtype=np.float32 if array.itemsize < 4 else array.dtype)).to(
             node.run.dtype

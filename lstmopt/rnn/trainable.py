@@ -41,6 +41,9 @@ TRAINABLE = frozenset(
 ATTENTION_ATTRIBUTES = frozenset(
     {"is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale", "softcap"}
 )
+CAST_TO = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16})
+"""ONNX's numbers of the types that the bridge casts to: all but strings, complex and narrow floats."""
+
 COORDINATES = frozenset({"align_corners", "asymmetric", "half_pixel", "pytorch_half_pixel"})
 """How the bridge's Resize finds where a value comes from."""
 
@@ -72,6 +75,8 @@ def _is_odd(node: ir.Node) -> bool:
     match node.op_type:
         case "BatchNormalization":
             return number("training_mode") != 0 or _outputs(node) > 1
+        case "Cast":
+            return number("to") not in CAST_TO
         case "Resize":
             return (
                 text("mode", "nearest") == "cubic"
