@@ -37,13 +37,15 @@ from lstmopt.passes.verify import artifact_checks, contract_check
 from lstmopt.report.folder import manifest_files, write_artifact_folder
 from lstmopt.report.golden import Golden, play, write_golden
 from lstmopt.report.html import render_html
+from lstmopt.report.manifest import state_records
 from lstmopt.report.runner import run_script
-from lstmopt.report.schema import Manifest, Report, StateRecord
+from lstmopt.report.schema import Manifest, Report
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes import open_session
-from lstmopt.runtimes.base import Deployment
+from lstmopt.runtimes.base import Deployment, StatefulDeployment
+from lstmopt.runtimes.stateful import stateful_deployments
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -66,9 +68,11 @@ class Export:
 
     Args:
         rounds: blocks of the measurement that chooses.
+        stateful: whether OpenVINO models that keep their states inside are written as well.
     """
 
     rounds: int = 30
+    stateful: bool = False
 
     name: ClassVar[str] = "export"
     needs: ClassVar[tuple[str, ...]] = ("model", "target", "data")
@@ -145,13 +149,15 @@ class Export:
             final.save(folder / "report.json")
             page = render_html(final, reporting.curves(state.tables))
             (folder / "report.html").write_text(page, encoding="utf-8")
+            stateful = self._stateful(state, model, [entry.inside(folder) for entry in entries])
             manifest = Manifest(
                 files=manifest_files(folder),
                 versions=versions(),
                 fingerprint=fingerprint(),
                 deploy=tuple(entries),
-                states=tuple(StateRecord(input=p.input, output=p.output) for p in state_pairs(model)),
+                states=state_records(model, state.original),
                 threads=state.target.threads,
+                stateful=tuple(item.placed(item.file.parent.relative_to(folder)) for item in stateful),
             )
             manifest.save(folder / "manifest.json")
             # Before it takes the place of an older one: what does not check is never seen there.
@@ -160,6 +166,16 @@ class Export:
                     raise ContractError(str(state.output), f"{check.name}: {check.detail}", "report this")
 
         write_artifact_folder(fill, state.output)
+
+    def _stateful(
+        self, state: State, model: ir.Model, entries: Sequence[Deployment]
+    ) -> tuple[StatefulDeployment, ...]:
+        """Writes models that keep their states inside, where they are wanted."""
+        if not self.stateful:
+            return ()
+        pairs = [(pair.input, pair.output) for pair in state_pairs(model)]
+        call = heaviest_call(model, state.target, state.seed)
+        return stateful_deployments(entries, pairs, call, state.target.threads)
 
 
 class _Overtaken(Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -163,8 +163,8 @@ class GrowPrune:
             rounding, notes = self._rounding(module, groups)
             source = state.teacher if state.teacher is not None else state.original
             teacher = None
-            if self.alpha > 0 or not state.labelled:
-                teacher = OnnxModule(source).eval().requires_grad_(False)
+            if self.alpha > 0 or not state.labelled or module.cuts:
+                source, teacher = _teacher(source, module.cuts)
             original = teacher if source is state.original else None
             if original is None:
                 original = OnnxModule(state.original).eval().requires_grad_(False)
@@ -292,6 +292,22 @@ class GrowPrune:
         if steps is None:
             steps = max(1, round(self.epochs * each))
         return Length(steps=max(LEAST_STEPS, steps)), each
+
+
+def _teacher(source: ir.Model, cuts: Sequence[str]) -> tuple[ir.Model, OnnxModule]:
+    """Returns a teacher whose activations at the cuts are captured, and its graph.
+
+    Where the user's graph does not name them, its simplified form does: that is what is trained.
+    """
+    from lstmopt.bridge.module import OnnxModule
+    from lstmopt.bridge.program import named_values
+    from lstmopt.passes.simplify import simplify
+
+    if not set(cuts) <= set(named_values(source)):
+        source, _ = simplify(source)
+    teacher = OnnxModule(source).eval().requires_grad_(False)
+    teacher.capture(cuts)
+    return source, teacher
 
 
 @contextmanager
