@@ -26,9 +26,9 @@ IDENTITY = """
 Simplified and exported, the outputs of a model are those of the original: the error of each output against a
 run in float64 (`benchmarks/float64.py`) is at most 4 times that of ONNX Runtime on the original file, plus
 1e-6 of the output's range. Models with states run over 100 chunks, states fed back; the others make 3 calls
-of growing length. The sparse ops run with no weight pruned. A number is the largest error over what is allowed;
-up to 1 holds. Of a quantised model, the float64 run has the weights that its whole numbers stand for and
-inputs that are not rounded: what it approximates.
+of growing length. The sparse ops run with no weight pruned. A number is the largest error over what is
+allowed; up to 1 holds. Of a quantised model, the float64 run has the weights that its whole numbers stand
+for and inputs that are not rounded: what it approximates.
 
 | name | inspect, s | ONNX Runtime | OpenVINO | sparse, ONNX Runtime | sparse, OpenVINO |
 |---|---|---|---|---|---|

@@ -195,13 +195,13 @@ MODELS: tuple[RealModel, ...] = (
     RealModel(
         "ddddocr", DDDDOCR[0], "common.onnx", DDDDOCR[1], "reads captchas, 8,210 characters",
         "convolutions, a bidirectional LSTM of 512, a layer of 8,210 classes", _picture,
-        shapes=("input1=1x1x64x160",), data=("benchmarks.captchas:train", "benchmarks.captchas:val"),
+        shapes=("input1=1x1x64x170",), data=("benchmarks.captchas:train", "benchmarks.captchas:val"),
         steps=300,
     ),
     RealModel(
         "ddddocr-old", DDDDOCR[0], "common_old.onnx", DDDDOCR[1], "the model before, 8 bits",
         "`DynamicQuantizeLSTM`, 21 `ConvInteger`", _picture,
-        shapes=("input1=1x1x64x160",), data=("benchmarks.captchas:train", "benchmarks.captchas:val"),
+        shapes=("input1=1x1x64x170",), data=("benchmarks.captchas:train", "benchmarks.captchas:val"),
         steps=300,
     ),
     RealModel(
