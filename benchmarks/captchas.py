@@ -125,7 +125,7 @@ def characters(model: RealModel) -> Sequence[str]:
 
 
 def decoded(scores: Array, classes: Sequence[str]) -> str:
-    """Returns the text of ``[steps, 1, classes]``: the best class of each step, without repeats and blanks."""
+    """Returns the text of ``[steps, 1, classes]``: the best of each step, without repeats and blanks."""
     best = scores[:, 0].argmax(-1)
     kept = [index for step, index in enumerate(best) if step == 0 or index != best[step - 1]]
     return "".join(classes[index] for index in kept)
