@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lstmopt.passes.advise import advise
     from lstmopt.passes.verify import verify_artifact
     from lstmopt.pipeline import Budget, Pipeline, Stage, State, optimize
+    from lstmopt.pipeline.from_torch import optimize_module
     from lstmopt.rnn.files import load_model, save_model
     from lstmopt.rnn.inspection import inspect_model
     from lstmopt.targets import Target, load_target
@@ -30,6 +31,7 @@ __all__ = [
     "load_model",
     "load_target",
     "optimize",
+    "optimize_module",
     "save_model",
     "verify_artifact",
 ]
@@ -45,6 +47,7 @@ _HOMES = {
     "load_model": "rnn.files",
     "load_target": "targets",
     "optimize": "pipeline",
+    "optimize_module": "pipeline.from_torch",
     "save_model": "rnn.files",
     "verify_artifact": "passes.verify",
 }

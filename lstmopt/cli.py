@@ -194,6 +194,9 @@ _shape = click.option(
 _threads = click.option(
     "--threads", type=click.IntRange(min=1), help="Of one inference, in place of the target's."
 )
+_stateful = click.option(
+    "--stateful", is_flag=True, help="Also a form that keeps its states inside; see Stream in run.py."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
@@ -223,6 +226,12 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdo
     multiple=True,
     help="Hidden sizes to try, as a share of the original's such as 75%; repeatable.",
 )
+@click.option(
+    "--keep-state-shape",
+    is_flag=True,
+    help="State inputs and outputs keep their shapes, with zeros for removed units.",
+)
+@_stateful
 @click.option("--trained", type=FILE, help="Deploy this model, trained before from MODEL; no training.")
 @click.option(
     "--latency-table", "latency_tables", type=FILE, multiple=True, help="Measured before; repeatable."
@@ -253,6 +262,8 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
 
     if options["budget"] is not None and options["steps"] is not None:
         raise click.UsageError("--budget and --steps exclude each other")
+    if options["trained"] is not None:
+        _check_untrained(ctx)
     if not all(0 < scale <= LARGEST_SCALE for scale in options["scales"]):
         raise click.UsageError(f"--scale takes shares above 0, up to {LARGEST_SCALE:.0%}, such as 75%")
     if options["save_config"] is not None:
@@ -262,7 +273,11 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
     }
     call["target"] = _chosen(options["target"], options["shapes"], options["threads"])
     scales = tuple(sorted(options["scales"])) or SCALES
-    call["back_off"] = BackOff(scales=scales, compression=options["compression"])
+    call["back_off"] = BackOff(
+        scales=scales,
+        compression=options["compression"],
+        keep_state_shape=options["keep_state_shape"],
+    )
     budget = pipeline.Budget(seconds=options["budget"], steps=options["steps"])
     if options["dry_run"]:
         plan = pipeline.plan(model, budget=budget, **call)
@@ -276,6 +291,7 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
             latency_tables=tuple(LatencyTable.load(path) for path in options["latency_tables"]),
             fresh=options["fresh"],
             keep_intermediates=options["keep_intermediates"],
+            stateful=options["stateful"],
             command=shlex.join(["lstmopt", *sys.argv[1:]]),
             progress=progress,
             **call,
@@ -283,15 +299,29 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
     _print_report(state.output, options["as_json"])
 
 
+def _check_untrained(ctx: click.Context) -> None:
+    """Checks that nothing is asked of a training that there will not be."""
+    given = [
+        f"--{name}"
+        for name, option in (("budget", "budget"), ("steps", "steps"), ("scale", "scales"),
+                             ("compression", "compression"))
+        if ctx.get_parameter_source(option) is not click.core.ParameterSource.DEFAULT
+    ]  # fmt: skip
+    if given:
+        raise click.UsageError(f"{given[0]} is for training, and --trained leaves that out")
+
+
 def _print_report(output: Path, as_json: bool) -> None:
     """Prints the artifact's result table, or its report.json."""
     if as_json:
         click.echo((output / "report.json").read_text(encoding="utf-8"))
         return
-    from lstmopt.report.schema import Report
-    from lstmopt.report.text import result_table
+    from lstmopt.report.schema import Manifest, Report
+    from lstmopt.report.text import result_table, state_lines
 
     _rich(result_table(Report.load(output / "report.json")))
+    for line in state_lines(Manifest.load(output / "manifest.json")):
+        click.echo(line)
     click.echo(f"\n{output / 'report.html'}")
 
 
@@ -469,6 +499,7 @@ def verify(artifact: Path, baseline: Path | None, max_slowdown: float, as_json: 
 @_shape
 @_threads
 @click.option("--static", is_flag=True, help="Fix the dynamic axes to the target's shape.")
+@_stateful
 @click.option("-o", "--output", type=FILE, required=True, help="Folder to write.")
 @_json
 def export(
@@ -479,6 +510,7 @@ def export(
     shapes: Shapes,
     threads: int | None,
     static: bool,
+    stateful: bool,
     output: Path,
     as_json: bool,
 ) -> None:
@@ -492,6 +524,7 @@ def export(
             precision=f"{SPARSE}{precision}" if precision in ("i16", "i8") else precision,
             target=_chosen(target, shapes, threads),
             static=static,
+            stateful=stateful,
             output=output,
             progress=progress,
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import lstmopt
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.rnn.files import all_tensors
+from lstmopt.runtimes import ops
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,11 +42,12 @@ def versions() -> dict[str, str]:
 
 @cache
 def code_version() -> str:
-    """Returns a hash of this package's sources, so that results of other code are not taken for its own."""
+    """Returns a hash of this package's sources and native ops, so that no other code's results are taken."""
     root = Path(lstmopt.__file__).parent
     state = hashlib.sha256(sys.version.encode())
     for path in sorted(root.rglob("*.py")):
         state.update(path.read_bytes())
+    state.update(ops.digest().encode())
     return state.hexdigest()
 
 

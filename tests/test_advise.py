@@ -17,6 +17,7 @@ from lstmopt.passes.advice import Advice
 from lstmopt.passes.advise import Commands, Variant, _errors, advise, rated, smaller_sizes, variants
 from lstmopt.passes.candidates import Built
 from lstmopt.passes.convert import export_model
+from lstmopt.precision import is_sparse
 from lstmopt.reference.char_lm import model_path
 from lstmopt.report.schema import Manifest
 from lstmopt.rnn.files import load_model
@@ -25,6 +26,8 @@ from lstmopt.runtimes import RUNTIMES, Deployment
 from lstmopt.targets import RuntimeTarget, Shape, Target
 from tests.real_models import ddddocr, silero_vad
 from tests.test_cli_errors import call, classifier, examples
+
+SPARSE = {f"{factor}x fewer LSTM weights" for factor in (4, 8, 16)}
 
 TARGET = """
 name = "mine"
@@ -219,10 +222,19 @@ def test_real_models_are_advised_on(name: str) -> None:
 def test_the_reference_model_is_advised_on() -> None:
     result = advise(model_path())
     names = ("as it is", "static shapes", "hidden sizes 288, 288", "hidden sizes 192, 192")
-    status = {item.name: item.precisions() for item in RUNTIMES}
+    known = {(item.name, precision) for item in RUNTIMES for precision in item.precisions()}
+    dense = {(engine, precision) for engine, precision in known if not is_sparse(precision)}
+
+    def measured(name: str) -> set[tuple[str, str]]:
+        return {(o.runtime, o.precision) for o in result.options if o.name == name and o.threads == 1}
+
     for name in names:
-        rows = {(o.runtime, o.precision) for o in result.options if o.name == name and o.threads == 1}
-        assert rows == {(engine, precision) for engine, known in status.items() for precision in known}
+        assert measured(name) == dense
+    # Of the sparse precisions the one that allows most, in each runtime whose ops were built.
+    sparse = {(engine, "sparse-i8") for engine, precision in known if precision == "sparse-i8"}
+    assert sparse
+    for title in SPARSE:
+        assert measured(title) == sparse
     assert result.calls.startswith("tokens [35, 1]")
     for option in result.options:
         assert (option.error is None) == option.training
@@ -239,5 +251,7 @@ def test_what_advise_foretells_is_what_bench_measures_on_the_built_models() -> N
             break
     else:
         pytest.skip("the machine is too busy: no two comparisons could be trusted")
-    assert len({item.option.name for item in outcome.predictions}) == 4
-    assert not [item for item in outcome.predictions if item.wrong]
+    dense = [item for item in outcome.predictions if not is_sparse(item.option.precision)]
+    assert len({item.option.name for item in dense}) == 4
+    assert {item.option.name for item in outcome.predictions} - {item.option.name for item in dense} == SPARSE
+    assert not [item for item in dense if item.wrong]

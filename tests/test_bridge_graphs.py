@@ -14,6 +14,7 @@ from onnx.backend.test.loader import load_model_tests
 
 from lstmopt.bridge.module import OnnxModule, write_back
 from lstmopt.bridge.ops import CONTROL, OPS
+from lstmopt.bridge.sequences import SEQUENCES
 from lstmopt.errors import LstmoptError
 from lstmopt.reference.char_lm import model_path
 from lstmopt.rnn.examples import example_inputs
@@ -172,6 +173,8 @@ def test_operators_equal_onnx_own_cases():
         double = any(array.dtype == np.float64 for array in [*inputs, *outputs])
         try:
             module = OnnxModule(model).eval()
+            if module.notes:
+                continue  # ONNX Runtime runs it, not the bridge
             module.compute_dtype = torch.float64 if double else torch.float32
             results = outputs_of(
                 module, {value.name: array for value, array in zip(proto.graph.input, inputs, strict=True)}
@@ -188,14 +191,5 @@ def test_operators_equal_onnx_own_cases():
                 results[value.name], expected, rtol=tolerance, atol=tolerance / 100, err_msg=name
             )
         passed |= {node.op_type for node in proto.graph.node}
-    assert set(OPS) - passed <= set()
-    assert len(refused) < 60, refused  # refused in one clear line, never computed wrongly
-
-
-def test_an_unknown_operator_is_named():
-    node = onnx.helper.make_node("Det", ["x"], ["y"], name="determinant")
-    info = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph([node], "g", [info("x", 1, [2, 2])], [info("y", 1, [])])
-    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]))
-    with pytest.raises(LstmoptError, match="determinant.*Det"):
-        OnnxModule(model)
+    assert set(OPS) - passed <= set(SEQUENCES)  # which tests/test_bridge_frozen.py has
+    assert len(refused) < 20, refused  # refused in one clear line, never computed wrongly

@@ -55,6 +55,17 @@ def assert_rounded(model, name):
                 assert np.array_equal(unpack(item.pack(direction)), direction)
 
 
+def test_a_pruned_decoder_is_rounded_too(trained, tmp_path):
+    model = trained
+    state = state_for(model, tmp_path)
+    after = recipe(density=0.3, prune_decoder=0.3, steps=30, rounding="i8").run(state)
+    assert_rounded(after.model, "i8")
+    decoder = next(array for array in weights_of(after.model).values() if array.shape == (32, 12))
+    assert 0 < np.count_nonzero(decoder) < decoder.size
+    rows = np.ascontiguousarray(decoder.T)[None]
+    assert np.array_equal(format_named("i8").round_weights(rows), rows)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     name=st.sampled_from(sorted(FORMATS)),
@@ -86,6 +97,8 @@ def test_what_is_kept_is_rounded_as_the_whole_matrix(name, hidden, inputs, densi
 
 @pytest.mark.parametrize("amp", [False, True])
 def test_full_weights_get_the_gradient_at_the_rounded_ones(amp):
+    # Without oneDNN torch has bfloat16 on every CPU.
+    onednn = not amp or training.has_native_bfloat16()
     model = rnn_model(layer(0, 24, 70))
     module, rounded = OnnxModule(model), OnnxModule(model)
     matrices = matrices_of(module)
@@ -101,7 +114,10 @@ def test_full_weights_get_the_gradient_at_the_rounded_ones(amp):
     x = torch.from_numpy(np.random.default_rng(1).standard_normal((5, 3, 70)).astype(np.float32))
     outputs = []
     for each in (module, rounded):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
+        with (
+            torch.backends.mkldnn.flags(enabled=onednn),
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp),
+        ):
             outputs.append(each({"x": x})["y"].float())
         outputs[-1].square().sum().backward()
     assert torch.equal(*outputs)

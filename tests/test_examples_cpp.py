@@ -5,11 +5,17 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lstmopt.passes.formats import build_sparse
+from lstmopt.passes.sparse_ops import sparse_places
+from lstmopt.rnn.examples import example_inputs
+from lstmopt.rnn.files import load_model
+from lstmopt.runtimes import open_session
 from lstmopt.runtimes.ops import available, library
 from lstmopt.sparsity.formats import format_named
 from tests.needed import missing
@@ -49,12 +55,16 @@ def model(folder: Path) -> Path:
     return save_sparse(folder / "model.onnx", weights, format_named("i8"), states=True)
 
 
-def printed_sum(program: Path, file: Path, runtime: str) -> float:
+def printed_sum(
+    program: Path, file: Path, runtime: str, shapes: Iterable[tuple[int, ...]] = SHAPES.values()
+) -> float:
     """Runs a program without any environment, on a copy of the library; returns the sum that it prints."""
-    copy = shutil.copy(library(runtime), file.parent)
-    shapes = [",".join(map(str, shape)) for shape in SHAPES.values()]
+    copy = file.parent / library(runtime).name
+    if not copy.exists():  # a library that is loaded must not be written over
+        shutil.copy(library(runtime), copy)
+    sizes = [",".join(map(str, shape)) for shape in shapes]
     result = subprocess.run(
-        [program, file, copy, *shapes], capture_output=True, text=True, env={}, cwd=file.parent, check=False
+        [program, file, copy, *sizes], capture_output=True, text=True, env={}, cwd=file.parent, check=False
     )
     assert result.returncode == 0, result.stderr
     found = re.fullmatch(r"sum (\S+), ([\d.]+) us a call\n", result.stdout)
@@ -85,14 +95,33 @@ def test_openvino(programs: Path, tmp_path: Path, suffix: str) -> None:
 @pytest.mark.skipif(not available("onnxruntime"), reason="the native ops were not built")
 def test_onnxruntime(programs: Path, tmp_path: Path) -> None:
     if not (programs / "onnxruntime").exists():
-        pytest.skip(
-            "no headers of ONNX Runtime: Debian 13's libonnxruntime-dev has them (CMAKE_INCLUDE_PATH)"
-        )
+        missing("headers of ONNX Runtime: Debian 13's libonnxruntime-dev has them (CMAKE_INCLUDE_PATH)")
     file = model(tmp_path)
     want = total(ort_session(file).run(None, inputs()))
     have = printed_sum(programs / "onnxruntime", file, "onnxruntime")
     assert have == pytest.approx(want, rel=1e-7, abs=1e-6)
     assert abs(want) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_a_model_of_tokens(programs: Path, tmp_path: Path, name: str) -> None:
+    if not available(name):
+        pytest.skip("the native ops were not built")
+    if not (programs / name).exists():
+        missing(f"headers of {name}")
+    pruned = load_model(Path(__file__).parents[1] / "models" / "char_lm" / "pruned.onnx")
+    formats = {place.name: "i8" for place in sparse_places(pruned)}
+    made = build_sparse(pruned, name, formats, "sparse-i8", 1, tmp_path)
+    session = open_session(made, 1)
+    feeds = example_inputs(pruned, 0, {"sequence": 5, "batch": 1})
+    for array in feeds.values():
+        array[...] = (
+            0 if array.dtype == np.int64 else ((np.arange(array.size) % 7 - 3) / 4).reshape(array.shape)
+        )
+    want = total(list(session.run(feeds).values()))
+    shapes = [feeds[info.name].shape for info in session.inputs]
+    have = printed_sum(programs / name, made.file, name, shapes)
+    assert have == pytest.approx(want, rel=1e-6)
 
 
 def test_a_wrong_call_is_told(programs: Path, tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ def test_an_interrupted_call_says_so_and_goes_on(kind: signal.Signals, tmp_path:
     assert "Traceback" not in errors
     assert [path.name for path in output.iterdir()] == [".run"]
     done = finished(output)
-    assert {name.rsplit("-", 1)[0] for name in done} >= {"simplify", "peers", "probe", "resize"}
+    # What trains first is the dense model as it is; sizes come after it.
+    assert {name.rsplit("-", 1)[0] for name in done} == {"simplify", "peers", "probe"}
     checkpoint = next(iter((output / ".run").glob("grow-prune-*/check*")))
     written = checkpoint.stat().st_mtime_ns
     again = start(arguments)

@@ -224,7 +224,7 @@ def test_the_fastest_of_those_allowed_is_chosen() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_formats_are_chosen_by_measuring(name: str) -> None:
-    """At 256 units and 5% a sparse op is many times faster; a layer that is almost dense is none of its."""
+    """At 256 units and 5% the int8 op is many times faster; an almost dense layer is none of its."""
     model = rnn_model(sparse_layer(256, 0.05, "bank64:step4"), sequence=16, batch=1)
     target = Target(name="t", runtimes=(RuntimeTarget(runtime=name, precisions=("f32",)),))
     feeds = example_inputs(model, 0, {})
@@ -232,7 +232,8 @@ def test_formats_are_chosen_by_measuring(name: str) -> None:
     choose = measured_formats(model, feeds, target, progress=lambda text, fraction: told.append(text))
     chosen = choose(name, "sparse-i8")
     assert set(chosen) == {"rnn"} and chosen["rnn"] in FORMATS
-    assert choose(name, "sparse-f32") == {"rnn": "f32"}
+    exact = choose(name, "sparse-f32")  # without AVX-512 the dense kernel may be as fast
+    assert exact in ({"rnn": "f32"}, {})
     assert len(told) == 1  # measured once, for every precision
     assert measured_formats(rnn_model(sparse_layer(64, 0.8)), {}, target)(name, "sparse-i8") == {}
 

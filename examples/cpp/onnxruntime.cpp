@@ -1,5 +1,6 @@
 // Runs a model with lstmopt's sparse ops in ONNX Runtime: no Python, and of lstmopt only the library of its ops.
 //   onnxruntime MODEL LIBRARY SHAPE...     one shape an input, as 35,1,512
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <sstream>
@@ -28,9 +29,17 @@ int main(int count, char** arguments) try {
   Ort::AllocatorWithDefaultOptions allocator;
   for (size_t input = 0; input < session.GetInputCount(); ++input) {
     const std::vector<int64_t> shape = shape_of(arguments[3 + input]);
-    Ort::Value value = Ort::Value::CreateTensor<float>(allocator, shape.data(), shape.size());
+    const ONNXTensorElementDataType type =
+        session.GetInputTypeInfo(input).GetTensorTypeAndShapeInfo().GetElementType();
+    Ort::Value value = Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), type);
     const size_t size = value.GetTensorTypeAndShapeInfo().GetElementCount();
-    for (size_t i = 0; i < size; ++i) value.GetTensorMutableData<float>()[i] = (float(i % 7) - 3) / 4;
+    if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+      for (size_t i = 0; i < size; ++i) value.GetTensorMutableData<float>()[i] = (float(i % 7) - 3) / 4;
+    } else if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) {  // tokens
+      std::fill_n(value.GetTensorMutableData<int64_t>(), size, 0);
+    } else {
+      throw std::invalid_argument("this example feeds float32 and int64");
+    }
     binding.BindInput(session.GetInputNameAllocated(input, allocator).get(), value);
   }
   for (size_t output = 0; output < session.GetOutputCount(); ++output)

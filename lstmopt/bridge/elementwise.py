@@ -138,6 +138,13 @@ def swish(node: Node, x: Tensor) -> Tensor:
     return x * torch.sigmoid(node.get("alpha", 1.0) * x)
 
 
+def shrink(node: Node, x: Tensor) -> Tensor:
+    """Moves what is beyond ``lambd`` by ``bias`` towards 0; the rest is 0."""
+    bound, bias = node.get("lambd", 0.5), node.get("bias", 0.0)
+    zero = torch.zeros_like(x)
+    return torch.where(x < -bound, x + bias, torch.where(x > bound, x - bias, zero)).to(x.dtype)
+
+
 def where(node: Node, condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """``a`` where the condition holds, else ``b``."""
     return torch.where(condition, a, b)
@@ -175,6 +182,8 @@ ELEMENTWISE: Mapping[str, Op] = {
     "Sin": _unary(torch.sin), "Sinh": _unary(torch.sinh), "Softplus": _unary(F.softplus),
     "Softsign": _unary(F.softsign), "Sqrt": _unary(torch.sqrt), "Tan": _unary(torch.tan),
     "Tanh": _unary(torch.tanh),
+    "BitwiseAnd": _binary(torch.bitwise_and), "BitwiseNot": _unary(torch.bitwise_not),
+    "BitwiseOr": _binary(torch.bitwise_or), "BitwiseXor": _binary(torch.bitwise_xor), "Shrink": shrink,
     "Add": add, "And": _binary(torch.logical_and), "Equal": _binary(torch.eq),
     "Greater": _binary(torch.gt), "GreaterOrEqual": _binary(torch.ge), "Less": _binary(torch.lt),
     "LessOrEqual": _binary(torch.le), "Mul": _binary(torch.mul), "Or": _binary(torch.logical_or),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from lstmopt.bridge.frozen import Freezer, frozen_note, reach
 from lstmopt.bridge.node import Run
 from lstmopt.bridge.program import Env, Slots, compile_graph, named_values
 from lstmopt.bridge.weights import held_constants, trained_values
@@ -52,13 +53,16 @@ class OnnxModule(nn.Module):
         input_names: names of the inputs to feed.
         output_names: names of the outputs.
         notes: what was done differently than the graph says.
+        cuts: values that recurrent layers hand to nodes which ONNX Runtime runs (see `frozen`).
         compute_dtype: the type in which a graph without weights is computed.
         masks: see `set_masks`.
         rounded: what is computed with in the place of a weight, by the weight's name. The weight gets
             the gradient (the straight-through estimator: Bengio, Leonard and Courville, arXiv 1308.3432).
 
+    Nodes that the bridge does not have are run by ONNX Runtime, without gradients.
+
     Raises:
-        LstmoptError: an operator or tensor type that cannot be trained through.
+        LstmoptError: an operator with a body or a tensor type that cannot be trained through.
     """
 
     def __init__(self, model: ir.Model) -> None:
@@ -86,7 +90,14 @@ class OnnxModule(nn.Module):
             self._constants.append((slots.of(value), key))
         constants = frozenset((*trained, *held))
         opset = int(model.opset_imports.get("", 17))
-        self._program = compile_graph(graph, slots, self._run, opset, constants)
+        freeze = Freezer(model, frozenset(trained))
+        self._program = compile_graph(graph, slots, self._run, opset, constants, freeze)
+        found = reach(model, frozenset(trained))
+        self._named = {name: slots.of(value) for value, name in names.items() if value.producer() is not None}
+        self.cuts = tuple(names[value] for value in found.cuts)
+        self.capture(self.cuts)
+        for value in found.without:
+            self.weights[names[value]].requires_grad_(False)
         self._inputs = {
             str(value.name): (slots.of(value), value.dtype is not None and value.dtype.is_floating_point())
             for value in graph.inputs
@@ -94,7 +105,8 @@ class OnnxModule(nn.Module):
         }
         self.input_names = tuple(self._inputs)
         self.output_names = tuple(str(value.name) for value in graph.outputs)
-        self.notes = (f"{halves} half-precision weights are trained in float32",) if halves else ()
+        half = (f"{halves} half-precision weights are trained in float32",) if halves else ()
+        self.notes: tuple[str, ...] = (*half, *frozen_note(found))
         self.compute_dtype = torch.float32
         self.masks: dict[str, Tensor] = {}
         self.rounded: dict[str, Tensor] = {}
@@ -132,6 +144,7 @@ class OnnxModule(nn.Module):
         """
         run = self._run
         run.training = self.training
+        run.captured = {}
         run.dtype = next((p.dtype for p in self.parameters()), self.compute_dtype)
         env: Env = {slot: getattr(self, key) for slot, key in self._constants}
         for name, rounded in self.rounded.items():
@@ -142,6 +155,27 @@ class OnnxModule(nn.Module):
                 raise LstmoptError(f"input {name}", "is missing", "feed every input of the model")
             env[slot] = feeds[name].to(run.dtype) if is_float else feeds[name]
         return dict(zip(self.output_names, self._program.execute(env), strict=True))
+
+    def capture(self, names: Iterable[str]) -> None:
+        """Sets the values whose activations each run keeps.
+
+        Args:
+            names: of values that nodes compute (see `named_values`).
+
+        Raises:
+            LstmoptError: there is no such value.
+        """
+        for name in names:
+            if name not in self._named:
+                raise LstmoptError(
+                    f"value {name}", "is not in the original", "train it from the simplified model"
+                )
+        self._run.wanted = {self._named[name]: name for name in names}
+
+    @property
+    def captured(self) -> dict[str, list[Tensor]]:
+        """What the values of `capture` were in the last run, one tensor each time."""
+        return self._run.captured
 
     def set_masks(self, masks: Mapping[str, BoolArray]) -> None:
         """Sets which weights may differ from 0, and zeroes the others.

@@ -243,11 +243,52 @@ def eye_like(node: Node, x: Tensor) -> Tensor:
     return made
 
 
+def depth_to_space(node: Node, x: Tensor) -> Tensor:
+    """Channels become blocks of the plane, depth first or column first."""
+    each = node.get("blocksize")
+    batch, channels, rows, columns = x.shape
+    kept = channels // each**2
+    if node.get("mode", "DCR") == "DCR":
+        x = x.reshape(batch, each, each, kept, rows, columns).permute(0, 3, 4, 1, 5, 2)
+    else:
+        x = x.reshape(batch, kept, each, each, rows, columns).permute(0, 1, 4, 2, 5, 3)
+    return x.reshape(batch, kept, rows * each, columns * each)
+
+
+def space_to_depth(node: Node, x: Tensor) -> Tensor:
+    """Blocks of the plane become channels."""
+    each = node.get("blocksize")
+    batch, channels, rows, columns = x.shape
+    order = (0, 3, 5, 1, 2, 4) if node.get("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    x = x.reshape(batch, channels, rows // each, each, columns // each, each).permute(order)
+    return x.reshape(batch, channels * each**2, rows // each, columns // each)
+
+
+def reverse_sequence(node: Node, x: Tensor, lengths: Tensor) -> Tensor:
+    """Reverses the first entries of each sequence, as many as its length."""
+    time, batch = node.get("time_axis", 0) % x.ndim, node.get("batch_axis", 1) % x.ndim
+    moved = x.movedim((time, batch), (0, 1))
+    steps = torch.arange(moved.shape[0]).unsqueeze(1)
+    places = torch.where(steps < lengths, lengths - 1 - steps, steps)
+    taken = moved[places, torch.arange(moved.shape[1])]
+    return taken.movedim((0, 1), (time, batch))
+
+
+def compress(node: Node, x: Tensor, condition: Tensor) -> Tensor:
+    """Takes the entries along ``axis`` for which the condition holds, of the flat tensor without one."""
+    axis = node.get("axis")
+    places = torch.nonzero(condition).flatten()
+    return x.flatten()[places] if axis is None else x.index_select(axis, places)
+
+
 MOVEMENT: Mapping[str, Op] = {
-    "Concat": concat, "ConstantOfShape": constant_of_shape, "Expand": expand, "EyeLike": eye_like,
+    "Compress": compress, "Concat": concat, "ConstantOfShape": constant_of_shape,
+    "DepthToSpace": depth_to_space, "Expand": expand, "EyeLike": eye_like,
     "Flatten": flatten, "Gather": gather, "GatherElements": gather_elements, "GatherND": gather_nd,
     "NonZero": non_zero, "OneHot": one_hot, "Pad": pad, "Range": range_, "Reshape": reshape,
+    "ReverseSequence": reverse_sequence,
     "Scatter": scatter_elements, "ScatterElements": scatter_elements, "ScatterND": scatter_nd,
-    "Shape": shape, "Size": size, "Slice": slice_, "Split": split, "Squeeze": squeeze, "Tile": tile,
+    "Shape": shape, "Size": size, "Slice": slice_, "SpaceToDepth": space_to_depth,
+    "Split": split, "Squeeze": squeeze, "Tile": tile,
     "Transpose": transpose, "Trilu": trilu, "Unsqueeze": unsqueeze,
 }  # fmt: skip

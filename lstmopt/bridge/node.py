@@ -23,11 +23,15 @@ class Run:
         dtype: the type in which floats are computed.
         training: whether dropout is applied.
         dropout: probability with which an LSTM's inputs and outputs are dropped.
+        wanted: slots whose values are captured, with the values' names.
+        captured: what they were, by name, one tensor each time.
     """
 
     dtype: torch.dtype = torch.float32
     training: bool = False
     dropout: float = 0.0
+    wanted: dict[int, str] = field(default_factory=dict)
+    captured: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 @dataclass(eq=False)

@@ -10,15 +10,19 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from lstmopt.bridge.frozen import Freezer
 from lstmopt.bridge.node import Node, Op, Run
-from lstmopt.bridge.ops import CONTROL, OPS
-from lstmopt.errors import LstmoptError
+from lstmopt.bridge.ops import OPS
+from lstmopt.rnn.constants import bodies_of
+from lstmopt.rnn.trainable import is_frozen
 
-DOMAINS = frozenset({"", "ai.onnx"})
 LSTM_MOVERS = frozenset(
     {"Squeeze", "Unsqueeze", "Transpose", "Reshape", "Identity", "Dropout", "Flatten", "Cast"}
 )
 """Operators between two LSTMs through which the second reads what was dropped behind the first."""
+
+SCAN_WITHOUT_BATCH = 9
+"""Since this opset Scan has no batch axis of its own."""
 
 Env = dict[int, Tensor]
 
@@ -54,6 +58,8 @@ class Program:
             for slot, result in zip(node.outputs, results, strict=False):
                 if slot is not None:
                     env[slot] = result
+                    if slot in node.run.wanted:
+                        node.run.captured.setdefault(node.run.wanted[slot], []).append(result)
             del inputs, results
             for slot in node.release:
                 env.pop(slot, None)
@@ -68,6 +74,8 @@ def _control(
         assert condition is not None
         return bodies["then_branch" if bool(condition.all()) else "else_branch"].execute(env)
     body = bodies["body"]
+    if node.op == "Scan":
+        return _scan(node, body, inputs, env)
     trips, keep, *carried = inputs
     count = 0
     scans: list[list[Tensor]] = [[] for _ in range(len(body.outputs) - 1 - len(carried))]
@@ -84,23 +92,45 @@ def _control(
     return [value for value in carried if value is not None] + [torch.stack(scan) for scan in scans]
 
 
+def _scan(node: Node, body: Program, inputs: list[Tensor | None], env: Env) -> list[Tensor]:
+    """Runs a body along axes of its last inputs; what it gives beside its states is stacked."""
+    if node.opset < SCAN_WITHOUT_BATCH:
+        raise node.error("is of an old form")
+    count = node.get("num_scan_inputs")
+    states, scanned = inputs[: len(inputs) - count], [value for value in inputs[-count:] if value is not None]
+    axes = node.get("scan_input_axes") or (0,) * count
+    backward = node.get("scan_input_directions") or (0,) * count
+    rows = [value.unbind(axis) for value, axis in zip(scanned, axes, strict=True)]
+    rows = [row[::-1] if back else row for row, back in zip(rows, backward, strict=True)]
+    outputs: list[list[Tensor]] = [[] for _ in range(len(body.outputs) - len(states))]
+    for step in zip(*rows, strict=True):
+        feeds = [*states, *step]
+        env.update({slot: value for slot, value in zip(body.inputs, feeds, strict=True) if value is not None})
+        results = body.execute(env)
+        states = list(results[: len(states)])
+        for output, value in zip(outputs, results[len(states) :], strict=True):
+            output.append(value)
+    if not all(outputs):
+        raise node.error("a scan of no steps has outputs of unknown shape")
+    axes = node.get("scan_output_axes") or (0,) * len(outputs)
+    turned = node.get("scan_output_directions") or (0,) * len(outputs)
+    stacked = [
+        torch.stack(output[::-1] if back else output, axis)
+        for output, axis, back in zip(outputs, axes, turned, strict=True)
+    ]
+    return [*(value for value in states if value is not None), *stacked]
+
+
 def node_name(node: ir.Node) -> str:
     """Returns a node's name, or its first output's."""
     return str(node.name or next((value.name for value in node.outputs if value.name), node.op_type))
-
-
-def graphs_of(node: ir.Node) -> dict[str, ir.Graph]:
-    """Returns a node's bodies by the attribute's name."""
-    return {
-        name: attribute.value for name, attribute in node.attributes.items() if attribute.type.name == "GRAPH"
-    }
 
 
 def walk(graph: ir.Graph) -> Iterator[tuple[ir.Graph, ir.Node]]:
     """Yields every node with its graph, bodies after the node that has them."""
     for node in graph:
         yield graph, node
-        for body in graphs_of(node).values():
+        for body in bodies_of(node).values():
             yield from walk(body)
 
 
@@ -127,7 +157,7 @@ def named_values(model: ir.Model) -> dict[str, ir.Value]:
         for node in graph:
             for value in node.outputs:
                 add(value)
-            for body in graphs_of(node).values():
+            for body in bodies_of(node).values():
                 visit(body)
 
     visit(model.graph)
@@ -146,7 +176,12 @@ class Slots:
 
 
 def compile_graph(
-    graph: ir.Graph, slots: Slots, run: Run, opset: int, constants: frozenset[ir.Value]
+    graph: ir.Graph,
+    slots: Slots,
+    run: Run,
+    opset: int,
+    constants: frozenset[ir.Value],
+    freeze: Freezer,
 ) -> Program:
     """Returns the program of a graph.
 
@@ -156,11 +191,12 @@ def compile_graph(
         run: what all nodes share.
         opset: version of the operator set.
         constants: values that are not computed but held by the module; what only they need is left out.
+        freeze: makes a function of a node that the bridge does not have.
 
     Raises:
-        LstmoptError: an operator is unknown.
+        LstmoptError: an operator can neither be trained through nor be frozen.
     """
-    nodes = _needed(graph, constants)
+    nodes = _needed(graph, constants, freeze)
     program = Program(
         tuple(slots.of(value) for value in graph.inputs), tuple(slots.of(value) for value in graph.outputs)
     )
@@ -169,7 +205,7 @@ def compile_graph(
     own: set[int] = {slots.of(value) for value in graph.inputs}
     for index, node in enumerate(nodes):
         own.update(slots.of(value) for value in node.outputs if value.name)
-        for value in _reads(node):
+        for value in _reads(node, freeze):
             last[slots.of(value)] = index
     frees: dict[int, list[int]] = {}
     for slot, index in last.items():
@@ -177,29 +213,23 @@ def compile_graph(
             frees.setdefault(index, []).append(slot)
     for index, node in enumerate(nodes):
         bodies = {
-            name: compile_graph(body, slots, run, opset, constants) for name, body in graphs_of(node).items()
+            name: compile_graph(body, slots, run, opset, constants, freeze)
+            for name, body in bodies_of(node).items()
         }
-        program.steps.append(
-            (_node(node, slots, run, opset, tuple(frees.get(index, ()))), _function(node), bodies)
-        )
+        function = freeze(node) if is_frozen(node) else OPS.get(node.op_type)
+        made = _node(node, freeze.operands(node), slots, run, opset, tuple(frees.get(index, ())))
+        program.steps.append((made, function, bodies))
     return program
 
 
-def _function(node: ir.Node) -> Op | None:
-    if node.domain in DOMAINS and node.op_type in CONTROL:
-        return None
-    function = OPS.get(node.op_type) if node.domain in DOMAINS else None
-    if function is None:
-        title = node.op_type if node.domain in DOMAINS else f"{node.domain}.{node.op_type}"
-        raise LstmoptError(
-            f"node {node_name(node)}",
-            f"operator {title} cannot be trained through",
-            "export the model without it, or optimise without training",
-        )
-    return function
-
-
-def _node(node: ir.Node, slots: Slots, run: Run, opset: int, release: tuple[int, ...]) -> Node:
+def _node(
+    node: ir.Node,
+    operands: list[ir.Value | None],
+    slots: Slots,
+    run: Run,
+    opset: int,
+    release: tuple[int, ...],
+) -> Node:
     return Node(
         op=node.op_type,
         name=node_name(node),
@@ -209,7 +239,7 @@ def _node(node: ir.Node, slots: Slots, run: Run, opset: int, release: tuple[int,
             for name, attribute in node.attributes.items()
             if attribute.type.name != "GRAPH"
         },
-        inputs=tuple(None if value is None else slots.of(value) for value in node.inputs),
+        inputs=tuple(None if value is None else slots.of(value) for value in operands),
         outputs=tuple(slots.of(value) if value.name else None for value in node.outputs),
         run=run,
         release=release,
@@ -241,22 +271,22 @@ def _behind_lstm(value: ir.Value | None) -> bool:
     return False
 
 
-def _reads(node: ir.Node) -> list[ir.Value]:
-    """Returns what a node reads, its bodies included."""
-    found = [value for value in node.inputs if value is not None]
-    for body in graphs_of(node).values():
+def _reads(node: ir.Node, freeze: Freezer) -> list[ir.Value]:
+    """Returns what a node is fed, its bodies included."""
+    found = [value for value in freeze.operands(node) if value is not None]
+    for body in bodies_of(node).values():
         for inner in body:
-            found += _reads(inner)
+            found += _reads(inner, freeze)
         found += list(body.outputs)
     return found
 
 
-def _needed(graph: ir.Graph, constants: frozenset[ir.Value]) -> list[ir.Node]:
+def _needed(graph: ir.Graph, constants: frozenset[ir.Value], freeze: Freezer) -> list[ir.Node]:
     """Returns the nodes on which the outputs depend, in order (bodies are read whole)."""
     wanted = {value for value in graph.outputs if value not in constants}
     needed: list[ir.Node] = []
     for node in reversed(list(graph)):
         if any(value in wanted and value not in constants for value in node.outputs):
             needed.append(node)
-            wanted.update(value for value in _reads(node) if value not in constants)
+            wanted.update(value for value in _reads(node, freeze) if value not in constants)
     return needed[::-1]

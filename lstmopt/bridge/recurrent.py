@@ -304,4 +304,36 @@ def gru(
     return _results(node, *_looped(call, [lambda d=d: make(d) for d in range(call.directions)]))  # type: ignore[misc]
 
 
-RECURRENT: Mapping[str, Op] = {"LSTM": lstm, "GRU": gru}
+def rnn(
+    node: Node,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    lengths: Tensor | None = None,
+    initial_h: Tensor | None = None,
+) -> States:
+    """ONNX's RNN, a layer without gates."""
+    call = _operands(node, x, w, r, b, lengths, [initial_h])
+    names = tuple(node.get("activations") or ("Tanh",) * call.directions)
+    alphas, betas = list(node.get("activation_alpha") or ()), list(node.get("activation_beta") or ())
+    bound = node.get("clip")
+
+    def make(direction: int) -> tuple[Tensor, Step]:
+        alpha = alphas.pop(0) if names[direction].lower() in WITH_ALPHA and alphas else None
+        beta = betas.pop(0) if names[direction].lower() in WITH_BETA and betas else None
+        f = _named(names[direction], alpha, beta)
+        if f is None:
+            raise node.error(f"activation {names[direction]!r} is not supported")
+        bias = None if b is None else sum(b[direction].chunk(2))
+        inputs = F.linear(call.x, w[direction], bias)  # type: ignore[arg-type]
+
+        def step(row: Tensor, states: States) -> States:
+            return (f(_clipped(row + states[0] @ r[direction].t(), bound)),)
+
+        return inputs, step
+
+    return _results(node, *_looped(call, [lambda d=d: make(d) for d in range(call.directions)]))  # type: ignore[misc]
+
+
+RECURRENT: Mapping[str, Op] = {"LSTM": lstm, "GRU": gru, "RNN": rnn}

@@ -52,6 +52,39 @@ def cum_sum(node: Node, x: Tensor, axis: Tensor) -> Tensor:
     return total.flip(along) if node.get("reverse", 0) else total
 
 
+def cum_prod(node: Node, x: Tensor, axis: Tensor) -> Tensor:
+    """Running products, optionally backwards or without the entry itself."""
+    along = int(axis)
+    x = x.flip(along) if node.get("reverse", 0) else x
+    if node.get("exclusive", 0):
+        x = torch.cat([torch.ones_like(x.narrow(along, 0, 1)), x.narrow(along, 0, x.shape[along] - 1)], along)
+    total = x.cumprod(along, dtype=x.dtype)
+    return total.flip(along) if node.get("reverse", 0) else total
+
+
+def hardmax(x: Tensor, axis: int) -> Tensor:
+    """1 at the first largest entry along an axis, else 0."""
+    return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1)
+
+
+def mean_variance_normalization(node: Node, x: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over the axes."""
+    axes = list(node.get("axes") or (0, 2, 3))
+    centred = x - x.mean(axes, keepdim=True)
+    result: Tensor = centred / (centred.square().mean(axes, keepdim=True).sqrt() + 1e-9)
+    return result
+
+
+def local_response_normalization(node: Node, x: Tensor) -> Tensor:
+    """Divides by the energy of neighbouring channels."""
+    size = node.get("size")
+    padding = [0, 0] * (x.ndim - 2) + [(size - 1) // 2, size - 1 - (size - 1) // 2]
+    energy = F.pad(x.square(), padding).unfold(1, size, 1).sum(-1)
+    alpha, beta, bias = node.get("alpha", 1e-4), node.get("beta", 0.75), node.get("bias", 1.0)
+    result: Tensor = x / (bias + alpha / size * energy) ** beta
+    return result
+
+
 def top_k(node: Node, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """The largest (or smallest) entries along ``axis`` and where they were."""
     axis = node.get("axis", -1)
@@ -138,7 +171,10 @@ REDUCTIONS: Mapping[str, Op] = {
     "ReduceProd": _reduction(_product),
     "ReduceSum": _reduction(lambda x, dims, keep: x.sum(dims, keep)),
     "ReduceSumSquare": _reduction(lambda x, dims, keep: x.square().sum(dims, keep)),
-    "ArgMax": _arg(torch.argmax), "ArgMin": _arg(torch.argmin), "CumSum": cum_sum, "TopK": top_k,
+    "ArgMax": _arg(torch.argmax), "ArgMin": _arg(torch.argmin), "CumProd": cum_prod,
+    "CumSum": cum_sum, "LRN": local_response_normalization,
+    "MeanVarianceNormalization": mean_variance_normalization, "TopK": top_k,
+    "Hardmax": _softmax(hardmax),
     "Softmax": _softmax(torch.softmax), "LogSoftmax": _softmax(torch.log_softmax),
     "BatchNormalization": batch_normalization, "GroupNormalization": group_normalization,
     "InstanceNormalization": instance_normalization, "LayerNormalization": layer_normalization,

@@ -19,7 +19,7 @@ class Rounding:
 
     Args:
         module: what is trained.
-        matrices: its matrices of four gates that are rounded; each has a mask by the time of `renew`.
+        matrices: its matrices that are rounded; each has a mask by the time of `renew`.
         item: the format.
     """
 

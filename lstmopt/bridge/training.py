@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lstmopt.bridge import checkpoint
+from lstmopt.bridge.frozen import cut_loss
 from lstmopt.bridge.pruning import Pruner
 from lstmopt.bridge.rounding import Rounding
 from lstmopt.bridge.runner import Stream
@@ -327,7 +328,17 @@ class Trainer:
                 with torch.no_grad():
                     known = self._teacher(batch, feeds)
             outputs = self._student(batch, feeds)
-            return self._task.loss(outputs, batch, known, self._settings.alpha, self._settings.temperature)
+            loss = self._task.loss(outputs, batch, known, self._settings.alpha, self._settings.temperature)
+        if self._teacher is not None:
+            at_cuts = cut_loss(self._student.module.captured, self._teacher.module.captured)
+            loss = loss if at_cuts is None else loss + at_cuts
+        if not loss.requires_grad:
+            raise LstmoptError(
+                "training",
+                "no gradient reaches the recurrent layers: all that reads them cannot be trained through",
+                "export the model without those operators, or optimise without training",
+            )
+        return loss
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast("cpu", dtype=torch.bfloat16) if self._at.amp else nullcontext()

@@ -9,16 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from lstmopt.bridge.program import graphs_of, walk
+from lstmopt.bridge.program import walk
 from lstmopt.errors import LstmoptError
-from lstmopt.rnn.constants import RANDOM_OPS, constant_value
+from lstmopt.rnn.constants import RANDOM_OPS, bodies_of, constant_value
+from lstmopt.rnn.trainable import is_frozen
 
 Array = npt.NDArray[Any]
 
 TRAINABLE: Mapping[str, tuple[int, ...]] = {
-    "LSTM": (1, 2, 3, 7), "GRU": (1, 2, 3), "MatMul": (0, 1), "Gemm": (0, 1, 2), "Conv": (1, 2),
-    "ConvTranspose": (1, 2), "Einsum": (0, 1), "BatchNormalization": (1, 2), "LayerNormalization": (1, 2),
-    "InstanceNormalization": (1, 2), "GroupNormalization": (1, 2), "RMSNormalization": (1,), "PRelu": (1,),
+    "LSTM": (1, 2, 3, 7), "GRU": (1, 2, 3), "RNN": (1, 2, 3), "MatMul": (0, 1), "Gemm": (0, 1, 2),
+    "Conv": (1, 2), "ConvTranspose": (1, 2), "Einsum": (0, 1), "BatchNormalization": (1, 2),
+    "LayerNormalization": (1, 2), "InstanceNormalization": (1, 2), "GroupNormalization": (1, 2),
+    "RMSNormalization": (1,), "PRelu": (1,),
 }  # fmt: skip
 """Inputs that hold weights, by operator; besides an embedding (Gather) and a bias behind a product (Add)."""
 
@@ -81,7 +83,7 @@ def _constant_values(model: ir.Model) -> frozenset[ir.Value]:
     def visit(graph: ir.Graph) -> None:
         found.update(value for value in graph.initializers.values() if value.const_value is not None)
         for node in graph:
-            bodies = graphs_of(node)
+            bodies = bodies_of(node)
             if (
                 not bodies
                 and node.op_type not in RANDOM_OPS
@@ -106,7 +108,7 @@ def _sources(value: ir.Value) -> set[ir.Value]:
 
 
 def held_constants(model: ir.Model, trained: Mapping[ir.Value, Array]) -> dict[ir.Value, Array]:
-    """Returns initializers and Constant nodes' values that are not trained."""
+    """Returns initializers and Constant nodes' values that are not trained, nor embedded in frozen nodes."""
     held: dict[ir.Value, Array] = {}
 
     def visit(graph: ir.Graph) -> None:
@@ -114,19 +116,25 @@ def held_constants(model: ir.Model, trained: Mapping[ir.Value, Array]) -> dict[i
             if (
                 value not in trained
                 and value.const_value is not None
-                and (value.uses() or value.is_graph_output())
+                and (value.is_graph_output() or _used_here(value))
             ):
                 held[value] = np.asarray(value.const_value.numpy())
         for node in graph:
-            if node.op_type == "Constant" and node.outputs[0] not in trained:
-                array = constant_value(node.outputs[0])
+            made = node.outputs[0] if node.op_type == "Constant" else None
+            if made is not None and made not in trained and (made.is_graph_output() or _used_here(made)):
+                array = constant_value(made)
                 if array is None:
                     raise LstmoptError(
                         f"node {node.name}", "a constant that is not a tensor", "export the model again"
                     )
-                held[node.outputs[0]] = array
-            for body in graphs_of(node).values():
+                held[made] = array
+            for body in bodies_of(node).values():
                 visit(body)
 
     visit(model.graph)
     return held
+
+
+def _used_here(value: ir.Value) -> bool:
+    """Whether anything but frozen nodes reads a constant."""
+    return any(not is_frozen(node) for node, _ in value.uses())

@@ -22,7 +22,7 @@ from lstmopt.rnn.examples import dynamic_axes
 from lstmopt.rnn.files import load_model
 from lstmopt.rnn.groups import UnitGroup, unit_groups
 from lstmopt.rnn.surgery import resize
-from lstmopt.runtimes import RUNTIMES, Deployment, open_session
+from lstmopt.runtimes import RUNTIMES, Deployment, open_session, ops
 from lstmopt.targets import Target, load_target
 
 if TYPE_CHECKING:
@@ -190,9 +190,10 @@ def _sparse_variants(
     """Yields the model with most of its LSTM weights cut, in sparse ops: as fast as a trained one."""
     sparse = sparse_only(target)
     if sparse is None:
+        reasons = [note for item in target.runtimes if (note := ops.absent(item.runtime))]
         notes.append(
-            "sparsity: dense kernels execute zeros like other numbers, and the sparse ops of lstmopt are not "
-            "usable here or not in the target; see lstmopt doctor"
+            "sparsity: dense kernels execute zeros like other numbers; "
+            + ("; ".join(reasons) or f"the sparse ops of lstmopt are not in target {target.name}")
         )
         return
     for density in DENSITIES:

@@ -60,6 +60,8 @@ class BackOff:
             the teacher and the start of all plans if its validation loss is better. 0 leaves it out.
         train: the recipe; its density, time and pattern are set for each plan, and where it names no
             rounding that of the fastest sparse op which the target allows.
+        keep_state_shape: whether state inputs and outputs keep their shapes, see `Resize`.
+        together: names of layers that get one hidden size, see `Resize`.
 
     Raises:
         LstmoptError: a share or a compression that makes no sense.
@@ -70,6 +72,8 @@ class BackOff:
     relaxed: tuple[float, ...] = RELAXED
     tune: float = 0.25
     train: GrowPrune = GrowPrune()
+    keep_state_shape: bool = False
+    together: tuple[tuple[str, ...], ...] = ()
     name: ClassVar[str] = "back-off"
     needs: ClassVar[tuple[str, ...]] = ("model", "target", "data", "peers")
     gives: ClassVar[tuple[str, ...]] = ("trained", "masks", "candidates")
@@ -94,7 +98,8 @@ class BackOff:
         start, sizes, plans = state, [], list[Plan]()
         patterns = self._patterns(state)
         for scale in self.scales:
-            resized = _based(start, state).then(Resize(scale=scale))
+            resize = Resize(scale=scale, keep_state_shape=self.keep_state_shape, together=self.together)
+            resized = _based(start, state).then(resize)
             state = _with(state, resized)
             if _sizes(resized) in sizes:
                 continue  # two shares of a small layer can be one size

@@ -14,11 +14,13 @@ from pydantic import BaseModel, ConfigDict
 from lstmopt import keys, measure
 from lstmopt.errors import LstmoptError
 from lstmopt.passes.formats import FormatsOf, build_in, measured_formats
+from lstmopt.precision import is_sparse
 from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.reader import find_rnns
-from lstmopt.runtimes import open_session, runtime
+from lstmopt.runtimes import open_session, ops, runtime
 from lstmopt.runtimes.base import Deployment
+from lstmopt.targets import RuntimeTarget
 from lstmopt.tasks.base import Degradation, Evaluation, degradation, load_evaluation, save_evaluation
 
 if TYPE_CHECKING:
@@ -129,6 +131,8 @@ def build(
         known: list[dict[str, str]] = []
         for precision in wanted.precisions:
             if precision not in engine.precisions():
+                if is_sparse(precision) and (note := ops.absent(wanted.runtime)) not in notes:
+                    notes.append(note)
                 continue
             beside = place / f"{wanted.runtime}-{precision}"
             try:
@@ -150,6 +154,28 @@ def build(
             "see lstmopt doctor",
         )
     return Built(name, model, tuple(deployments), tuple(notes), formats)
+
+
+def build_peers(original: ir.Model, target: Target, folder: Path) -> Built:
+    """Writes the original for every dense precision: what its users have without our ops.
+
+    Args:
+        original: the graph.
+        target: runtimes and precisions.
+        folder: where the files go.
+
+    Raises:
+        LstmoptError: no runtime of the target can load the model.
+    """
+    dense = tuple(
+        # A target that names sparse ops alone is compared with f32.
+        RuntimeTarget(
+            runtime=item.runtime,
+            precisions=tuple(p for p in item.precisions if not is_sparse(p)) or ("f32",),
+        )
+        for item in target.runtimes
+    )
+    return build(ORIGINAL, original, target.model_copy(update={"runtimes": dense}), folder)
 
 
 def timing_calls(model: ir.Model, target: Target, seed: int) -> list[tuple[float, Feeds]]:

@@ -18,14 +18,17 @@ from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes.candidates import Feeds, timing_calls
 from lstmopt.passes.formats import build_in, measured_formats, nothing_sparse
 from lstmopt.passes.rewrites import FixShapes
+from lstmopt.precision import is_sparse
 from lstmopt.report.folder import MANIFEST, manifest_files, write_folder
-from lstmopt.report.schema import Manifest, StateRecord
+from lstmopt.report.manifest import Manifest, state_records
+from lstmopt.report.runner import run_script
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
-from lstmopt.runtimes import Runtime, open_session, stand_in
+from lstmopt.runtimes import Runtime, open_session, ops, stand_in
 from lstmopt.runtimes import runtime as find_runtime
-from lstmopt.runtimes.base import Deployment
+from lstmopt.runtimes.base import Deployment, StatefulDeployment
+from lstmopt.runtimes.stateful import stateful_deployments
 from lstmopt.targets import Target, load_target
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ class Exported(BaseModel):
         deployment: the file, and how it is loaded.
         error: of its outputs against the original's in ONNX Runtime f32, over their standard deviation.
         notes: precisions that were left out, and why.
+        stateful: models that keep their states inside.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,6 +57,7 @@ class Exported(BaseModel):
     deployment: Deployment
     error: float
     notes: tuple[str, ...] = ()
+    stateful: tuple[StatefulDeployment, ...] = ()
 
     def render(self) -> Any:
         """Returns a few lines for the shell."""
@@ -67,6 +72,7 @@ class Exported(BaseModel):
             f"(also in {MANIFEST} beside it)",
             *(f"register {library} with the runtime first" for library in ours.libraries),
             *(["build its engine with build.sh on the machine that runs it"] if _is_ahead(ours) else []),
+            *(f"{item.file}: the same, states inside; request.reset_state()" for item in self.stateful),
             *(f"Note: {note}" for note in self.notes),
         ]
         return Text("\n".join(lines))
@@ -81,6 +87,7 @@ def export_model(
     output: Path,
     progress: Progress,
     static: bool = False,
+    stateful: bool = False,
 ) -> Exported:
     """Writes a model in the form that a runtime executes, without training.
 
@@ -96,6 +103,8 @@ def export_model(
         output: the folder to write.
         progress: told how far it is.
         static: fix the dynamic axes to the target's only shape.
+        stateful: write an OpenVINO model that keeps its states inside as well, and `run.py`, whose
+            ``Stream`` keeps them in either runtime.
 
     Raises:
         LstmoptError: the model cannot be converted or the output not written.
@@ -104,7 +113,9 @@ def export_model(
     model, chosen = load_model(path), load_target(target)
     if static:
         model = fixed(model, chosen)
-    return convert(model, path, runtime, precision, chosen, output, progress)
+    if stateful and not state_pairs(model):
+        raise LstmoptError(str(path), "has no states that could be kept inside", "leave --stateful out")
+    return convert(model, path, runtime, precision, chosen, output, progress, stateful)
 
 
 def fixed(model: ir.Model, target: Target) -> ir.Model:
@@ -135,6 +146,7 @@ def convert(
     target: Target,
     output: Path,
     progress: Progress,
+    stateful: bool = False,
 ) -> Exported:
     """Writes a model for a runtime.
 
@@ -148,6 +160,7 @@ def convert(
         target: for its shapes and threads.
         output: the folder to write; other files there stay.
         progress: told how far it is.
+        stateful: see `export_model`.
 
     Returns:
         The deployment, its file in ``output``, and its error against the original in ONNX Runtime f32.
@@ -196,13 +209,19 @@ def convert(
         if not built:
             raise faults[0]
         best, error = _fastest(built, calls, target, progress) if precision == "auto" else built[0]
+        kept: tuple[StatefulDeployment, ...] = ()
+        if stateful:
+            pairs = [(pair.input, pair.output) for pair in state_pairs(model)]
+            kept = stateful_deployments([best], pairs, calls[0][1], target.threads)
+            (best.file.parent / "run.py").write_text(run_script(), encoding="utf-8")
         manifest = Manifest(
             files=manifest_files(best.file.parent),
             versions=versions(),
             fingerprint=fingerprint(),
             deploy=(best.placed(Path()),),
-            states=tuple(StateRecord(input=p.input, output=p.output) for p in state_pairs(model)),
+            states=state_records(model, model),
             threads=target.threads,
+            stateful=tuple(item.placed(Path()) for item in kept),
         )
         manifest.save(best.file.parent / MANIFEST)
         write_folder(best.file.parent, output)
@@ -211,6 +230,7 @@ def convert(
         deployment=best.placed(output),
         error=error,
         notes=(*_not_run(engine), *(f"left out: {fault.fault}" for fault in faults)),
+        stateful=tuple(item.placed(output) for item in kept),
     )
 
 
@@ -222,6 +242,8 @@ def _wanted(engine: Runtime, precision: str) -> tuple[str, ...]:
         raise LstmoptError(f"--runtime {engine.name}", status.reason, "see lstmopt doctor")
     if precision == "auto":
         return known if status.usable else known[:1]
+    if is_sparse(precision) and (absent := ops.absent(engine.name)):
+        raise LstmoptError(f"--format {precision}", absent, "see lstmopt doctor, or name a dense format")
     if precision not in known:
         raise LstmoptError(
             f"--format {precision}",

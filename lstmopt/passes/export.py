@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lstmopt import keys
-from lstmopt.errors import ContractError
+from lstmopt.errors import ContractError, LstmoptError
 from lstmopt.keys import versions
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes import publishing, reporting
 from lstmopt.passes.candidates import (
     ORIGINAL,
+    Built,
     Candidate,
     assess,
     best_peer,
     build,
+    build_peers,
     compare,
     evaluate,
     heaviest_call,
@@ -28,23 +31,29 @@ from lstmopt.passes.candidates import (
     scaled,
     shippable,
 )
-from lstmopt.passes.sparse_ops import RoundWeights
+from lstmopt.passes.plans import sparse_only
+from lstmopt.passes.sparse_ops import RoundWeights, sparse_places
 from lstmopt.passes.verify import artifact_checks, contract_check
 from lstmopt.report.folder import manifest_files, write_artifact_folder
 from lstmopt.report.golden import Golden, play, write_golden
 from lstmopt.report.html import render_html
+from lstmopt.report.manifest import state_records
 from lstmopt.report.runner import run_script
-from lstmopt.report.schema import Manifest, Report, StateRecord
+from lstmopt.report.schema import Manifest, Report
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes import open_session
-from lstmopt.runtimes.base import Deployment
+from lstmopt.runtimes.base import Deployment, StatefulDeployment
+from lstmopt.runtimes.stateful import stateful_deployments
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from lstmopt.pipeline import State
+
+PACKED = "packed"
+"""What the original is called in sparse ops, where it already holds zeros: they are ours, and no peer."""
 
 CLOSE = 1.2
 """How much slower than the fastest of the models that could ship one may be to be measured once more."""
@@ -59,9 +68,11 @@ class Export:
 
     Args:
         rounds: blocks of the measurement that chooses.
+        stateful: whether OpenVINO models that keep their states inside are written as well.
     """
 
     rounds: int = 30
+    stateful: bool = False
 
     name: ClassVar[str] = "export"
     needs: ClassVar[tuple[str, ...]] = ("model", "target", "data")
@@ -74,18 +85,19 @@ class Export:
             ContractError: no candidate holds the contract; nothing was written.
             LstmoptError: the output cannot be written.
         """
-        builds = [
-            build(name, model, state.target, state.workdir / "candidates")
-            for name, model in _contenders(state).items()
-        ]
+        place = state.workdir / "candidates"
+        builds = [build_peers(state.original, state.target, place)]
+        builds += [build(name, model, state.target, place) for name, model in _contenders(state).items()]
+        builds += _packed(state, place)
         notes = (*state.notes, *(note for built in builds for note in built.notes if note not in state.notes))
         comparison = compare(builds, state.target, state.seed, state.progress, self.rounds)
         candidates = assess(builds, comparison, state)
+        # Only what was measured now can be chosen: the files of the others are older.
+        chosen = choose(candidates, state.max_degradation)
         candidates = (*candidates, *_measured_before(state, candidates))
         state = replace(state, candidates=candidates, notes=notes)
         models = {built.name: built.model for built in builds}
         try:
-            chosen = choose(candidates, state.max_degradation)
             self._write(state, chosen, models[chosen.name])
         except _Overtaken:
             state.progress(f"{chosen.title} was not faster than the best peer when measured again", 1.0)
@@ -114,13 +126,9 @@ class Export:
                 name: array.shape for name, array in heaviest_call(model, state.target, state.seed).items()
             }
             placed = _place_files(folder, model, deployed, shapes)
-            if chosen.formats:
-                # Its weights are rounded: what was measured in f32 was not this file.
-                placed = [
-                    (entry, candidate)
-                    for entry, candidate in placed
-                    if entry.file.parent != Path() or contract_check(state, entry.inside(folder)).passed
-                ]
+            if chosen.formats and not contract_check(state, _plain(folder)).passed:
+                # What was measured in f32 were the weights before they were rounded: those hold it.
+                save_model(model, folder / "model.onnx")
             entries = [entry for entry, _ in placed]
             golden = _golden(state, model, [entry.inside(folder) for entry in entries])
             write_golden(folder / "golden.safetensors", golden)
@@ -141,13 +149,15 @@ class Export:
             final.save(folder / "report.json")
             page = render_html(final, reporting.curves(state.tables))
             (folder / "report.html").write_text(page, encoding="utf-8")
+            stateful = self._stateful(state, model, [entry.inside(folder) for entry in entries])
             manifest = Manifest(
                 files=manifest_files(folder),
                 versions=versions(),
                 fingerprint=fingerprint(),
                 deploy=tuple(entries),
-                states=tuple(StateRecord(input=p.input, output=p.output) for p in state_pairs(model)),
+                states=state_records(model, state.original),
                 threads=state.target.threads,
+                stateful=tuple(item.placed(item.file.parent.relative_to(folder)) for item in stateful),
             )
             manifest.save(folder / "manifest.json")
             # Before it takes the place of an older one: what does not check is never seen there.
@@ -156,6 +166,16 @@ class Export:
                     raise ContractError(str(state.output), f"{check.name}: {check.detail}", "report this")
 
         write_artifact_folder(fill, state.output)
+
+    def _stateful(
+        self, state: State, model: ir.Model, entries: Sequence[Deployment]
+    ) -> tuple[StatefulDeployment, ...]:
+        """Writes models that keep their states inside, where they are wanted."""
+        if not self.stateful:
+            return ()
+        pairs = [(pair.input, pair.output) for pair in state_pairs(model)]
+        call = heaviest_call(model, state.target, state.seed)
+        return stateful_deployments(entries, pairs, call, state.target.threads)
 
 
 class _Overtaken(Exception):
@@ -175,7 +195,7 @@ def _measured_before(state: State, again: Sequence[Candidate]) -> tuple[Candidat
 
 
 def _contenders(state: State) -> dict[str, ir.Model]:
-    """Returns the models that are measured to choose from, by name.
+    """Returns the models that are measured to choose from beside the original, by name.
 
     Those that an earlier stage has measured, and that cannot ship or are far from the fastest, keep its
     figures.
@@ -184,13 +204,22 @@ def _contenders(state: State) -> dict[str, ir.Model]:
     hopeful = shippable(state.candidates)
     bound = CLOSE * min((c.latency.median for c in hopeful), default=0.0)
     close = {candidate.name for candidate in hopeful if candidate.latency.median <= bound}
-    models = {ORIGINAL: state.original}
-    models |= {name: model for name, model in state.trained.items() if name in close or name not in measured}
+    models = {name: model for name, model in state.trained.items() if name in close or name not in measured}
     if keys.model_digest(state.model) not in map(
         keys.model_digest, (state.original, *state.trained.values())
     ):
         models["optimized"] = state.model
     return models
+
+
+def _packed(state: State, place: Path) -> list[Built]:
+    """Returns the original in sparse ops, where it holds zeros and they gain by it."""
+    sparse = sparse_only(state.target)
+    if sparse is None or not sparse_places(state.original):
+        return []
+    with suppress(LstmoptError):  # no op is faster than the dense kernel
+        return [build(PACKED, state.original, sparse, place)]
+    return []
 
 
 def choose(candidates: tuple[Candidate, ...], max_degradation: float) -> Candidate:
@@ -250,6 +279,11 @@ def _place_files(
         entry = deployment.placed(place.relative_to(folder)).model_copy(update={"input_shapes": shapes})
         entries.append((entry, candidate))
     return entries
+
+
+def _plain(folder: Path) -> Deployment:
+    """Returns how ``model.onnx`` of an artifact is loaded anywhere."""
+    return Deployment(runtime="onnxruntime", file=folder / "model.onnx", precision="f32")
 
 
 def _copy(deployment: Deployment, place: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lstmopt.errors import LstmoptError
 from lstmopt.sparsity.formats import format_named
+from lstmopt.sparsity.formats.shared import I8Shared
 from lstmopt.sparsity.patterns import Pattern, Unstructured, parse_pattern
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class GrowPrune:
         start_density: density at the first step.
         hold: share of the training in which the learning rate stays.
         final_rate: what is left of the learning rate at the end, as a share.
-        rounding: name of the format of `lstmopt.sparsity.formats` to whose weights the pruned LSTM
+        rounding: name of the format of `lstmopt.sparsity.formats` to whose weights the pruned
             matrices are rounded; None leaves them in full. The model that comes out holds the rounded
             weights exactly. States and inputs, which some formats round too, are computed in full (or
             in bfloat16, see `amp`).
@@ -162,8 +163,8 @@ class GrowPrune:
             rounding, notes = self._rounding(module, groups)
             source = state.teacher if state.teacher is not None else state.original
             teacher = None
-            if self.alpha > 0 or not state.labelled:
-                teacher = OnnxModule(source).eval().requires_grad_(False)
+            if self.alpha > 0 or not state.labelled or module.cuts:
+                source, teacher = _teacher(source, module.cuts)
             original = teacher if source is state.original else None
             if original is None:
                 original = OnnxModule(state.original).eval().requires_grad_(False)
@@ -213,15 +214,18 @@ class GrowPrune:
         )
 
     def _rounding(self, module: OnnxModule, groups: list[Group]) -> tuple[Rounding | None, tuple[str, ...]]:
-        """Returns what rounds the LSTMs' matrices, and what the user should know of it."""
+        """Returns what rounds the pruned matrices, and what the user should know of it."""
         from lstmopt.bridge.rounding import Rounding
 
         if self.rounding is None:
             return None, ()
-        matrices = [matrix for group in groups for matrix in group.matrices if matrix.gates]
+        item = format_named(self.rounding)
+        matrices = [
+            m for group in groups for m in group.matrices if m.gates or not isinstance(item, I8Shared)
+        ]
         share = f"{self.rounding_share:.0%} of the training"
-        note = f"LSTM weights are rounded to {self.rounding}, and were so in the last {share}"
-        return Rounding(module, matrices, format_named(self.rounding)), (note,)
+        note = f"pruned weights are rounded to {self.rounding}, and were so in the last {share}"
+        return Rounding(module, matrices, item), (note,)
 
     def _groups(self, model: ir.Model, module: OnnxModule, pattern: Pattern) -> list[Group]:
         from lstmopt.bridge.pruning import Group, decoder_matrices, recurrent_matrices
@@ -288,6 +292,22 @@ class GrowPrune:
         if steps is None:
             steps = max(1, round(self.epochs * each))
         return Length(steps=max(LEAST_STEPS, steps)), each
+
+
+def _teacher(source: ir.Model, cuts: Sequence[str]) -> tuple[ir.Model, OnnxModule]:
+    """Returns a teacher whose activations at the cuts are captured, and its graph.
+
+    Where the user's graph does not name them, its simplified form does: that is what is trained.
+    """
+    from lstmopt.bridge.module import OnnxModule
+    from lstmopt.bridge.program import named_values
+    from lstmopt.passes.simplify import simplify
+
+    if not set(cuts) <= set(named_values(source)):
+        source, _ = simplify(source)
+    teacher = OnnxModule(source).eval().requires_grad_(False)
+    teacher.capture(cuts)
+    return source, teacher
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from lstmopt.passes.candidates import ORIGINAL, assess, build, compare
+from lstmopt.passes.candidates import assess, build_peers, compare
 
 if TYPE_CHECKING:
     from lstmopt.pipeline import State
@@ -26,6 +26,6 @@ class Peers:
 
     def run(self, state: State) -> State:
         """Returns the state with its peers."""
-        built = build(ORIGINAL, state.original, state.target, state.workdir)
+        built = build_peers(state.original, state.target, state.workdir)
         comparison = compare([built], state.target, state.seed, state.progress, self.rounds)
         return replace(state, peers=assess([built], comparison, state), notes=(*state.notes, *built.notes))

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lstmopt import keys
 from lstmopt.errors import LstmoptError
 from lstmopt.passes.candidates import Built, build, compare, key
 from lstmopt.passes.formats import smallest_formats
 from lstmopt.precision import is_sparse
+from lstmopt.report.document import Document
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.rnn.writer import write_weights
 from lstmopt.runtimes import runtime
@@ -60,6 +62,12 @@ class Plan:
     density: float
     weights: float
     latency_us: float | None = None
+
+
+class Latencies(Document):
+    """What plans would take, by their number, in microseconds."""
+
+    latency_us: dict[int, float]
 
 
 def sparse_only(target: Target) -> Target | None:
@@ -132,6 +140,20 @@ def ranked(plans: Sequence[Plan], state: State) -> tuple[Plan, ...]:
     target = sparse_only(state.target)
     if target is None or len(plans) < 2:
         return tuple(plans)
+    # Kept: close plans would change places when a call goes on, and what was trained be trained anew.
+    parts = [f"{keys.model_digest(p.resized.model)} {p.pattern} {p.density}" for p in plans]
+    name = keys.digest(keys.surroundings(), target.model_dump_json(), *parts)
+    kept = state.run_folder / "plans" / f"{name}.json"
+    took = Latencies.load(kept).latency_us if kept.is_file() else _latencies(plans, target, state)
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        Latencies(latency_us=took).save(kept)
+    measured = [replace(plans[index], latency_us=latency) for index, latency in took.items()]
+    return (*in_order(measured), *(plan for index, plan in enumerate(plans) if index not in took))
+
+
+def _latencies(plans: Sequence[Plan], target: Target, state: State) -> dict[int, float]:
+    """Measures the plans' models in the fastest runtime; those that no sparse op gains by are left out."""
     with TemporaryDirectory(prefix="lstmopt-") as folder:
         builds: dict[int, Built] = {}
         for index, plan in enumerate(plans):
@@ -140,15 +162,13 @@ def ranked(plans: Sequence[Plan], state: State) -> tuple[Plan, ...]:
             with suppress(LstmoptError):  # too dense for a sparse op to be of use
                 builds[index] = build(str(index), cut, target, Path(folder), smallest_formats)
         if not builds:
-            return tuple(plans)
+            return {}
         found = list(builds.values())
         comparison = compare(found, target, state.seed, state.progress, ROUNDS, attempts=1, processes=1)
-    took = {
+    return {
         index: min(comparison.timing(key(built.name, d)).median for d in built.deployments)
         for index, built in builds.items()
     }
-    measured = [replace(plans[index], latency_us=latency) for index, latency in took.items()]
-    return (*in_order(measured), *(plan for index, plan in enumerate(plans) if index not in builds))
 
 
 def in_order(plans: Sequence[Plan]) -> tuple[Plan, ...]:

@@ -53,6 +53,9 @@ class Resize:
             means are folded into biases; otherwise it comes from the weights alone.
         batch: sequences of a calibration call.
         sequence: steps of a calibration call.
+        keep_state_shape: whether state inputs and outputs keep the shapes that callers know, with zeros
+            where a unit is gone; layers with states then only shrink.
+        together: names of layers that get one hidden size, the largest of those chosen for them.
     """
 
     hidden_size: int | Mapping[str, int] | None = None
@@ -64,6 +67,8 @@ class Resize:
     calibrate: bool = True
     batch: int = 8
     sequence: int = 35
+    keep_state_shape: bool = False
+    together: tuple[tuple[str, ...], ...] = ()
 
     name: ClassVar[str] = "resize"
     needs: ClassVar[tuple[str, ...]] = ("model",)
@@ -91,14 +96,16 @@ class Resize:
         if not sizes:
             return replace(state, notes=(*state.notes, *notes))
         calls = calibration_inputs(state, self.batch, self.sequence) if self.calibrate else []
-        result = resize(state.model, sizes, seed=state.seed, calibration=calls)
+        result = resize(
+            state.model, sizes, seed=state.seed, calibration=calls, keep_states=self.keep_state_shape
+        )
         return replace(
             state,
             model=result.model,
             masks={},
             pattern="dense",
             rounding=None,
-            notes=(*state.notes, *notes, *_changes(result)),
+            notes=(*state.notes, *notes, *_changes(result), *_state_notes(state.model, result.model)),
         )
 
     def sizes(
@@ -142,12 +149,27 @@ class Resize:
                 wanted, told = sizes_for_speed(free, self.speed, models, peers)
                 notes.append(told)
         sizes: dict[str, int] = {}
+        wanted = self._joined(analysis.groups, free, wanted)
         for group, size in zip(free, wanted, strict=True):
             if size > group.hidden_size and not group.exact:
                 notes.append(f"{', '.join(group.layers)} keeps its hidden size: a normalisation reads it")
+            elif size > group.hidden_size and group.interface and self.keep_state_shape:
+                notes.append(f"{', '.join(group.layers)} keeps its hidden size: its states keep their shapes")
             elif size != group.hidden_size:
                 sizes[group.layers[0]] = size
         return sizes, tuple(notes)
+
+    def _joined(
+        self, groups: Sequence[UnitGroup], free: Sequence[UnitGroup], wanted: Sequence[int]
+    ) -> list[int]:
+        """Returns the sizes with those made equal that have to be: where a layer cannot change, none does."""
+        joined = list(wanted)
+        for names in self.together:
+            mine = [index for index, group in enumerate(free) if set(names) & set(group.layers)]
+            fixed = [g.hidden_size for g in groups if g.pinned is not None and set(names) & set(g.layers)]
+            for index in mine:
+                joined[index] = fixed[0] if fixed else max(wanted[other] for other in mine)
+        return joined
 
     def _counts(self, table: LatencyTable) -> bool:
         """Whether a table is of what the model is to be executed as."""
@@ -282,3 +304,19 @@ def _changes(result: Resized) -> tuple[str, ...]:
         for name, before in result.before.items()
         if result.after[name] != before
     )
+
+
+def _state_notes(before: ir.Model, after: ir.Model) -> tuple[str, ...]:
+    """Returns what callers have to know of the states: their new shapes."""
+    old = {str(value.name): _shape(value) for value in (*before.graph.inputs, *before.graph.outputs)}
+    changed = [
+        f"{value.name} {_shape(value)}, was {old[str(value.name)]}"
+        for value in (*after.graph.inputs, *after.graph.outputs)
+        if _shape(value) != old.get(str(value.name), _shape(value))
+    ]
+    return (f"states have new shapes: {'; '.join(changed)}",) if changed else ()
+
+
+def _shape(value: ir.Value) -> str:
+    sizes = [str(size) if isinstance(size, int) else size.value or "?" for size in value.shape or ()]
+    return f"[{', '.join(sizes)}]"

@@ -2,6 +2,8 @@
 
     python run.py [--runtime openvino|onnxruntime] [--threads N] [--iterations N] [--json]
 
+For streaming, `Stream` keeps the model's states from call to call.
+
 Exits with 0 where the outputs are those that were recorded when the artifact was made, 1 where they are
 not, 2 where nothing can be run here.
 """
@@ -137,6 +139,33 @@ class OnnxRuntime:
         )
         self.inputs = [item.name for item in self._session.get_inputs()]
         self.outputs = [item.name for item in self._session.get_outputs()]
+        self._value = ort.OrtValue
+        self._states: Arrays = {}
+
+    def types(self) -> dict[str, Any]:
+        """Returns the inputs' numpy types by name."""
+        short = {"float": "float32", "double": "float64"}
+        names = {item.name: item.type[7:-1] for item in self._session.get_inputs()}
+        return {name: np.dtype(short.get(kind, kind)) for name, kind in names.items()}
+
+    def reset(self, states: Arrays) -> None:
+        """Sets the states of the next `step`."""
+        self._states = {name: self._value.ortvalue_from_numpy(array) for name, array in states.items()}
+
+    def step(self, feeds: Arrays, pairs: list[dict[str, Any]]) -> Arrays:
+        """Returns the real outputs; the states stay where the runtime has put them."""
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name, value in self._states.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self.outputs:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        values = binding.get_outputs()
+        results = {name: values[index] for index, name in enumerate(self.outputs)}
+        self._states = {pair["input"]: results.pop(pair["output"]) for pair in pairs}
+        return {name: value.numpy() for name, value in results.items()}
 
     def run(self, feeds: Arrays) -> Arrays:
         """Returns all outputs by name."""
@@ -170,6 +199,11 @@ class OnnxRuntime:
         return call
 
 
+def port_name(port: Any) -> str:
+    """Returns ONNX's name of an input or output, to which compiling may add others, longer ones."""
+    return str(min(port.get_names(), key=lambda name: (":" in name, len(name), name)))
+
+
 class OpenVino:
     """A file compiled by OpenVINO for the CPU."""
 
@@ -189,8 +223,25 @@ class OpenVino:
         self._tensor = ov.Tensor
         self._model = core.compile_model(str(HERE / entry["file"]), "CPU", settings)
         self._request = self._model.create_infer_request()
-        self.inputs = [port.get_any_name() for port in self._model.inputs]
-        self.outputs = [port.get_any_name() for port in self._model.outputs]
+        self.inputs = [port_name(port) for port in self._model.inputs]
+        self.outputs = [port_name(port) for port in self._model.outputs]
+        self._states: Arrays = {}
+
+    def types(self) -> dict[str, Any]:
+        """Returns the inputs' numpy types by name."""
+        ports = self._model.inputs
+        return {port_name(port): np.dtype(port.get_element_type().to_dtype()) for port in ports}
+
+    def reset(self, states: Arrays) -> None:
+        """Sets the states of the next `step`, and those that the model keeps inside to zero."""
+        self._states = states
+        self._request.reset_state()
+
+    def step(self, feeds: Arrays, pairs: list[dict[str, Any]]) -> Arrays:
+        """Returns the real outputs; states that are not inside are carried."""
+        results = self.run({**feeds, **self._states})
+        self._states = {pair["input"]: results.pop(pair["output"]) for pair in pairs}
+        return results
 
     def run(self, feeds: Arrays) -> Arrays:
         """Returns all outputs by name."""
@@ -239,6 +290,57 @@ def choose(manifest: dict[str, Any], runtime: str | None) -> tuple[int, dict[str
             return place, entry
     wanted = entries[0][1]["runtime"]
     raise Fault(f"{wanted}: not installed; pip install {PACKAGES.get(wanted, wanted)}")
+
+
+class Stream:
+    """A model that keeps its states from call to call, in the best runtime that is installed.
+
+        stream = Stream()
+        outputs = stream({"x": chunk})  # by name, without states
+        stream.reset()  # before another stream
+
+    Args:
+        runtime: "openvino" or "onnxruntime"; the best file's that is installed where None.
+        threads: of one call; as many as the artifact was measured with where None.
+        batch: sequences of a call, where the states' shapes leave them open.
+
+    Raises:
+        Fault: nothing can be run here, or the model has no states.
+    """
+
+    def __init__(self, runtime: str | None = None, threads: int | None = None, batch: int = 1) -> None:
+        manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
+        _, entry = choose(manifest, runtime)
+        self._pairs: list[dict[str, Any]] = manifest.get("states", [])
+        if not self._pairs:
+            raise Fault("manifest.json: the model has no states; call it by itself")
+        self._batch = batch
+        shapes = {pair["input"]: self._shape(pair) for pair in self._pairs}
+        for inside in manifest.get("stateful", ()):
+            # A model that keeps its states inside was made for one batch.
+            if inside["runtime"] == entry["runtime"] and inside["states"] == shapes:
+                entry, self._pairs = inside, []
+        self._session = LOADERS[entry["runtime"]](entry, threads or manifest.get("threads", 1))
+        self.reset()
+
+    def _shape(self, pair: dict[str, Any]) -> list[int]:
+        return [size if isinstance(size, int) else self._batch for size in pair["shape"]]
+
+    def reset(self) -> None:
+        """Sets all states to zero: what comes next is another stream."""
+        types = self._session.types()
+        self._session.reset(
+            {pair["input"]: np.zeros(self._shape(pair), types[pair["input"]]) for pair in self._pairs}
+        )
+
+    def __call__(self, feeds: Arrays) -> Arrays:
+        """Returns the outputs of one call by name, without the states.
+
+        Args:
+            feeds: the inputs by name, without the states.
+        """
+        outputs: Arrays = self._session.step(feeds, self._pairs)
+        return outputs
 
 
 def play(session: Any, windows: list[Arrays], states: list[dict[str, str]]) -> list[Arrays]:

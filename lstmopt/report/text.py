@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lstmopt.report import html
-from lstmopt.report.schema import Report
+from lstmopt.report.schema import Manifest, Report
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,3 +36,16 @@ def result_table(report: Report) -> RenderableType:
         table.add_row(name, *cells)
     parts.append(table)
     return Group(*parts)
+
+
+def state_lines(manifest: Manifest) -> tuple[str, ...]:
+    """Returns a line for each state whose shape is not what callers of the original know."""
+
+    def said(shape: tuple[int | str, ...]) -> str:
+        return f"[{', '.join(map(str, shape))}]"
+
+    return tuple(
+        f"state {state.input} -> {state.output}: {said(state.shape)}, was {said(state.original_shape)}"
+        for state in manifest.states
+        if state.changed
+    )

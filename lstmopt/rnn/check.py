@@ -53,10 +53,12 @@ class Check:
     Args:
         model: the graph before; its removed units are silenced in place.
         plan: what is kept and added.
+        keep_states: whether states keep their shapes, with zeros where a unit is gone.
     """
 
-    def __init__(self, model: ir.Model, plan: Plan) -> None:
+    def __init__(self, model: ir.Model, plan: Plan, keep_states: bool = False) -> None:
         self._plan = plan
+        self._keep_states = keep_states
         self._sizes = sizes_for(model, 2, 5)
         feeds = example_inputs(model, 1, self._sizes)
         silence(model, plan)
@@ -70,7 +72,7 @@ class Check:
             if np.array_equal(array, again[name], equal_nan=True)
         }
         self._known = {
-            name: self._carried(model, name, np.ones(array.shape, np.float32)) > 0
+            name: self._carried(model, name, np.ones(array.shape, np.float32)) > (-1 if keep_states else 0)
             for name, array in expected.items()
         }
         touched = set(plan.order)
@@ -88,6 +90,9 @@ class Check:
                 continue
             axis = self._plan.analysis.flow.unit_axis(codes)
             line = None if axis is None else self._plan.sized(codes, axis, array.shape)
+            if self._keep_states:
+                gone = None if line is None else np.isin(line, self._plan.removed())
+                return array if gone is None or value.is_graph_input() else np.where(gone, 0, array)
             if axis is not None and line is not None:
                 taken = take_lines(array, line, axis, self._plan)
                 return array if taken is None else taken

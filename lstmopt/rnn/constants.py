@@ -53,6 +53,18 @@ def _has_graph(node: ir.Node) -> bool:
     return any(attribute.type.name in ("GRAPH", "GRAPHS") for attribute in node.attributes.values())
 
 
+def bodies_of(node: ir.Node) -> dict[str, ir.Graph]:
+    """Returns a node's bodies by the attribute's name; of an If whose condition is constant the taken one."""
+    bodies: dict[str, ir.Graph] = {
+        name: attribute.value for name, attribute in node.attributes.items() if attribute.type.name == "GRAPH"
+    }
+    condition = constant_value(node.inputs[0]) if node.op_type == "If" and bodies else None
+    if condition is None:
+        return bodies
+    taken = "then_branch" if bool(condition.all()) else "else_branch"
+    return {taken: bodies[taken]}
+
+
 def run_node(node: ir.Node, inputs: list[Array | None]) -> list[Array] | None:
     """Returns a node's outputs by the reference implementation of its operator.
 

@@ -11,6 +11,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.rnn.groups import UnitGroup, unit_groups
 from lstmopt.rnn.reader import INITIAL_C, INITIAL_H, SEQUENCE_LENS, RnnLayer, find_rnns
 from lstmopt.rnn.states import state_pairs
+from lstmopt.rnn.trainable import frozen_nodes, title
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -86,6 +87,7 @@ class Inspection(_Frozen):
     inputs: tuple[Interface, ...]
     outputs: tuple[Interface, ...]
     operators: dict[str, int]
+    frozen: dict[str, int]
     layers: tuple[LayerInfo, ...]
     decomposed_cells: int
     groups: tuple[GroupInfo, ...]
@@ -130,6 +132,13 @@ def inspect_model(model: ir.Model, source: str = "model") -> Inspection:
             f"{cells} decomposed cells (Sigmoid, Tanh and Mul instead of an LSTM node): not optimised yet"
         )
     operators = Counter(node.op_type for node in model.graph.all_nodes())
+    frozen = Counter(title(node) for node in frozen_nodes(model.graph))
+    if frozen:
+        missing = ", ".join(f"{name} ({count})" for name, count in sorted(frozen.items()))
+        notes.append(
+            f"cannot be trained through: {missing}; ONNX Runtime runs them while training, and what the "
+            "recurrent layers hand to them is trained to be the original's"
+        )
     return Inspection(
         source=source,
         opset=model.opset_imports.get("", 0),
@@ -137,6 +146,7 @@ def inspect_model(model: ir.Model, source: str = "model") -> Inspection:
         inputs=tuple(_interface(value) for value in model.graph.inputs if value.const_value is None),
         outputs=tuple(_interface(value) for value in model.graph.outputs),
         operators=dict(sorted(operators.items(), key=lambda item: (-item[1], item[0]))),
+        frozen=dict(sorted(frozen.items())),
         layers=tuple(_layer(layer) for layer in layers),
         decomposed_cells=cells,
         groups=tuple(_group(group) for group in groups),

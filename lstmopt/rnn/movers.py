@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.constants import constant_value
@@ -180,9 +181,13 @@ def _rewrite_split(model: ir.Model, node: ir.Node, plan: Plan, codes: Codes, axi
 
 
 def _rewrite_pad(model: ir.Model, node: ir.Node, plan: Plan, codes: Codes, axis: int) -> None:
-    pads = constant_value(node.inputs[1]) if len(node.inputs) > 1 else None
-    if pads is None or len(node.inputs) > 3 or pads[axis] or pads[axis + codes.ndim]:
-        raise LstmoptError(f"Pad {node.name}", "pads the axis of hidden units", "leave their size as it is")
+    if "pads" in node.attributes:
+        pads: npt.NDArray[Any] | None = np.array(node.attributes["pads"].as_ints())
+    else:
+        pads = constant_value(node.inputs[1]) if len(node.inputs) > 1 else None
+    # What is padded on is no unit, and stays; what is cut off would have to be counted anew.
+    if pads is None or len(node.inputs) > 3 or min(pads[axis], pads[axis + codes.ndim]) < 0:
+        raise LstmoptError(f"Pad {node.name}", "cuts hidden units off", "leave their size as it is")
 
 
 _REWRITES = {

@@ -18,6 +18,7 @@ from lstmopt.rnn.labels import Lane, Member
 from lstmopt.rnn.movers import rewrite_mover
 from lstmopt.rnn.plan import NEW, Indices, Plan, take, take_lines
 from lstmopt.rnn.reader import RnnLayer
+from lstmopt.rnn.state_shapes import keep_state_shapes, state_shapes
 from lstmopt.rnn.weights import FloatArray
 from lstmopt.rnn.writer import replace_constant, write_weights
 
@@ -48,6 +49,7 @@ def resize(
     *,
     seed: int = 0,
     calibration: Sequence[Mapping[str, npt.NDArray[Any]]] = (),
+    keep_states: bool = False,
 ) -> Resized:
     """Gives layers of a model other hidden sizes.
 
@@ -60,6 +62,8 @@ def resize(
         sizes: the new hidden size of layers by name; layers that share units change together.
         seed: of added units' weights.
         calibration: inputs of the model, one mapping a call.
+        keep_states: whether state inputs and outputs keep their shapes: kept units are gathered from the
+            one, and spread over the other with zeros where a unit is gone.
 
     Raises:
         LstmoptError: unknown layer, a group that is pinned, sizes that contradict each other, or a graph
@@ -80,7 +84,7 @@ def resize(
     if moments is not None:
         fold_means(copy, plan, moments)
         plan = Plan(analyse(copy), order)
-    carry_out(copy, plan, np.random.default_rng(seed))
+    carry_out(copy, plan, np.random.default_rng(seed), keep_states)
     return _record(copy, analysis, order, scores)
 
 
@@ -115,7 +119,7 @@ def _wanted(analysis: Analysis, sizes: Mapping[str, int]) -> list[tuple[UnitGrou
     return [(group, size) for group, size in wanted.values() if size != group.hidden_size]
 
 
-def carry_out(model: ir.Model, plan: Plan, rng: np.random.Generator) -> None:
+def carry_out(model: ir.Model, plan: Plan, rng: np.random.Generator, keep_states: bool = False) -> None:
     """Carries out a plan in place and checks the result.
 
     The removed units are first silenced (nothing reads them any more); the graph must then compute the
@@ -125,14 +129,17 @@ def carry_out(model: ir.Model, plan: Plan, rng: np.random.Generator) -> None:
         model: the graph that the plan's analysis is of.
         plan: what is kept and added.
         rng: for the weights of added units.
+        keep_states: whether state inputs and outputs keep their shapes.
 
     Raises:
         LstmoptError: the result differs: something in the graph is not followed rightly.
     """
     if not plan.order:
         return
-    check = Check(model, plan)
+    check = Check(model, plan, keep_states)
+    shapes = state_shapes(model, plan) if keep_states else {}
     apply(model, plan, rng)
+    keep_state_shapes(model, plan, shapes)
     check.compare(model)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ class Deployment(BaseModel):
     libraries: tuple[Path, ...] = ()
     input_shapes: dict[str, tuple[int | str, ...]] = {}
 
-    def placed(self, folder: Path) -> Deployment:
+    def placed(self, folder: Path) -> Self:
         """Returns the same files as they lie in another folder, side by side.
 
         Args:
@@ -47,7 +47,7 @@ class Deployment(BaseModel):
         libraries = tuple(folder / library.name for library in self.libraries)
         return self.model_copy(update={"file": folder / self.file.name, "libraries": libraries})
 
-    def inside(self, folder: Path) -> Deployment:
+    def inside(self, folder: Path) -> Self:
         """Returns an entry of an artifact's manifest with paths that open from anywhere.
 
         Args:
@@ -55,6 +55,16 @@ class Deployment(BaseModel):
         """
         libraries = tuple(folder / library for library in self.libraries)
         return self.model_copy(update={"file": folder / self.file, "libraries": libraries})
+
+
+class StatefulDeployment(Deployment):
+    """A file of a model that keeps its states inside.
+
+    Attributes:
+        states: shape of each state by the name of the input that it was.
+    """
+
+    states: dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)

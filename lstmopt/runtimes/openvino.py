@@ -84,6 +84,10 @@ class OpenVinoSession:
             for info, port in zip(self.outputs, self._model.outputs, strict=True)
         }
 
+    def reset(self) -> None:
+        """Sets the states that a stateful model keeps inside to zero."""
+        self._request.reset_state()
+
     def bind(self, feeds: Feeds) -> Callable[[], Any]:
         """Returns one inference on inputs that were set before."""
         import openvino as ov

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
-from lstmopt.runtimes.ops.libraries import ABSENT, available, library
+from lstmopt.runtimes.ops.libraries import ABSENT, absent, available, digest, library
 from lstmopt.runtimes.ops.nodes import DOMAIN, VERSION, sparse_lstm, sparse_lstm_model, sparse_matmul
 
 __all__ = [
     "ABSENT",
     "DOMAIN",
     "VERSION",
+    "absent",
     "available",
+    "digest",
     "library",
     "sparse_lstm",
     "sparse_lstm_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sysconfig
 from importlib.metadata import PackageNotFoundError, version
@@ -32,8 +33,10 @@ def library(runtime: str) -> Path:
         runtime: "openvino" or "onnxruntime".
 
     Raises:
-        LstmoptError: it was not built, or for another version of OpenVINO than the installed one.
+        LstmoptError: there is none for it, it was not built, or not for the installed OpenVINO.
     """
+    if runtime not in NAMES:
+        raise LstmoptError(runtime, "has no native ops", f"they are for {' and '.join(NAMES)}")
     found = [folder / NAMES[runtime] for folder in folders() if (folder / NAMES[runtime]).is_file()]
     if not found:
         raise LstmoptError(runtime, ABSENT, MEND)
@@ -62,11 +65,25 @@ def copy_library(runtime: str, folder: Path) -> Path:
 
 def available(runtime: str) -> bool:
     """Whether a runtime's library can be used."""
+    return not absent(runtime)
+
+
+def absent(runtime: str) -> str:
+    """Returns why a runtime's library cannot be used, and how to mend it, in one line; "" where it can."""
     try:
         library(runtime)
-    except LstmoptError:
-        return False
-    return True
+    except LstmoptError as error:
+        return f"{runtime} runs no sparse ops: {error.fault}; {error.mend}"
+    return ""
+
+
+def digest() -> str:
+    """Returns a hash of the libraries that can be used, hexadecimal."""
+    state = hashlib.sha256()
+    for runtime in NAMES:
+        if available(runtime):
+            state.update(library(runtime).read_bytes())
+    return state.hexdigest()
 
 
 def built_for(folder: Path) -> str:
