@@ -204,8 +204,17 @@ def test_the_reference_model_and_a_resized_one_are_parsed_rightly(tmp_path: Path
             assert furthest(network.run(calls[0]), run_model(model, calls[0])) < limit
 
 
-@pytest.mark.parametrize("precision", ["f32", "f16"])
-@pytest.mark.parametrize("name", ["silero_vad.onnx", "silero_vad_16k_op15.onnx", "ddddocr"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("silero_vad.onnx", "f16"),
+        ("silero_vad_16k_op15.onnx", "f32"),
+        pytest.param("silero_vad.onnx", "f32", marks=pytest.mark.deep),
+        pytest.param("silero_vad_16k_op15.onnx", "f16", marks=pytest.mark.deep),
+        pytest.param("ddddocr", "f32", marks=pytest.mark.deep),
+        pytest.param("ddddocr", "f16", marks=pytest.mark.deep),
+    ],
+)
 def test_real_models_are_built_and_compute_the_same(name: str, precision: str, tmp_path: Path) -> None:
     source = ddddocr() if name == "ddddocr" else silero_vad(name)
     model = load_model(source)
@@ -219,6 +228,7 @@ def test_real_models_are_built_and_compute_the_same(name: str, precision: str, t
     assert furthest(got, expected) < (1e-5 if precision == "f32" else 2e-2)
 
 
+@pytest.mark.deep
 def test_a_resized_real_model_is_built(tmp_path: Path) -> None:
     model = load_model(ddddocr())
     (layer,) = (layer.name for layer in find_rnns(model))

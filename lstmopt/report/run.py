@@ -289,9 +289,9 @@ def choose(manifest: dict[str, Any], runtime: str | None) -> tuple[int, dict[str
         if installed(entry["runtime"]):
             return place, entry
     for place, entry in entries:
-        # TensorRT runs none of these files before build.sh has built an engine of them.
-        if entry["runtime"] == "tensorrt" and installed("onnxruntime"):
-            return place, {**entry, "runtime": "onnxruntime", "settings": {}, "instead_of": "tensorrt"}
+        # This script has no loader for runtimes of GPUs; what they load is ONNX.
+        if entry["runtime"] in ("tensorrt", "cudnn") and installed("onnxruntime"):
+            return place, {**entry, "runtime": "onnxruntime", "settings": {}, "instead_of": entry["runtime"]}
     wanted = entries[0][1]["runtime"]
     raise Fault(f"{wanted}: not installed; pip install {PACKAGES.get(wanted, wanted)}")
 

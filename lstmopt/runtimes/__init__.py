@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lstmopt.errors import LstmoptError
 from lstmopt.runtimes.base import Deployment, Runtime, RuntimeStatus, Session, TensorInfo
+from lstmopt.runtimes.cudnn import CuDnn
 from lstmopt.runtimes.onnxruntime import OnnxRuntime
 from lstmopt.runtimes.openvino import OpenVino
 from lstmopt.runtimes.tensorrt import TensorRt
@@ -24,7 +25,7 @@ __all__ = [
 RUNTIMES: tuple[Runtime, ...] = (OpenVino(), OnnxRuntime())
 """Those of every machine."""
 
-GPU_RUNTIMES: tuple[Runtime, ...] = (TensorRt(),)
+GPU_RUNTIMES: tuple[Runtime, ...] = (TensorRt(), CuDnn())
 """Those that run on an NVIDIA GPU alone; models can be written for them elsewhere."""
 
 
