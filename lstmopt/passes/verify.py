@@ -141,7 +141,7 @@ def artifact_checks(folder: Path, manifest: Manifest) -> list[Check]:
             (difference([w[name] for w in recorded], [w.get(name) for w in windows]) for name in recorded[0]),
             default=0.0,
         )
-        limit = TOLERANCES[deployment.precision]
+        limit = TOLERANCES.get(deployment.precision, TOLERANCES["int8"])
         checks.append(
             Check(
                 name=name,

@@ -74,7 +74,7 @@ def optimize_module(
     arguments = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     names = list(input_names or _parameter_names(module, len(list(tensors_in(arguments)))))
     out = Path(output)
-    source = out.with_name(f"{out.name}.onnx")
+    source = out.with_name(f"{out.name}.module.onnx")
     source.parent.mkdir(parents=True, exist_ok=True)
     form = _Form(names, output_names, dynamic_axes)
     _export(module, arguments, source, form)
