@@ -28,14 +28,17 @@ from lstmopt.rnn.reader import find_rnns
 from lstmopt.rnn.surgery import resize
 from lstmopt.rnn.writer import rnn_model, write_weights
 from lstmopt.runtimes import open_session
+from lstmopt.runtimes import runtime as find_runtime
+from lstmopt.runtimes.ops import sparse_layer_model
+from lstmopt.runtimes.stateful import make_stateful
+from lstmopt.sparsity.formats import format_named
+from lstmopt.sparsity.formats.layers import pack_layer
 from lstmopt.targets import RuntimeTarget, Target
 from tests.graphs import Builder
 from tests.ops import needs_ops
 from tests.test_measure_table import table
 
-ONE = Target(
-    name="one", runtimes=(RuntimeTarget(runtime="onnxruntime", precisions=("f32", "int8", "sparse-i8")),)
-)
+ONE = Target(name="one", runtimes=(RuntimeTarget(runtime="onnxruntime", precisions=("f32", "sparse-i8")),))
 
 
 def classifier(after: int, hidden: int = 48, direction: str = "bidirectional", seed: int = 0) -> ir.Model:
@@ -138,7 +141,7 @@ def test_tables_are_of_one_cell_and_reset_form(tmp_path: Path) -> None:
 
 
 @needs_ops
-@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("after", [0, pytest.param(1, marks=pytest.mark.deep)])
 def test_a_classifier_is_shrunk_pruned_and_verified(tmp_path: Path, after: int) -> None:
     """Gate-shared masks of three gates, rounded to i8-shared in training, our op in the artifact."""
     model, rng = classifier(after), np.random.default_rng(2)
@@ -202,3 +205,38 @@ def test_a_module_with_a_gru_comes_back_smaller(tmp_path: Path) -> None:
     new(torch.randn(2, 9, 6)).square().sum().backward()
     zeros = new.rnn.weight_hh_l0.detach().numpy() == 0
     assert 0.3 < zeros.mean() < 0.9
+
+
+@needs_ops
+@pytest.mark.parametrize("after", [False, True])
+def test_states_are_carried_and_kept_inside(tmp_path: Path, after: bool) -> None:
+    """Chunk by chunk with the state fed back, and as OpenVINO's variable; dense and with our op."""
+    weights = random_layer(GRU, 24, 5, 1, 4, after)
+    packed = pack_layer(format_named("f32"), weights)
+    feeds = {"x": np.zeros((3, 2, 5), np.float32), "h_0": np.zeros((1, 2, 24), np.float32)}
+    rng, truth = np.random.default_rng(5), dict(feeds)
+    chunks = [rng.standard_normal((3, 2, 5)).astype(np.float32) for _ in range(30)]
+    expected = []
+    for chunk in chunks:
+        outputs = run_model(rnn_model(weights, states=True), {"x": chunk, "h_0": truth["h_0"]})
+        truth["h_0"] = outputs["h_n"]
+        expected.append(outputs["y"])
+    made = {
+        "f32": rnn_model(weights, states=True),
+        "sparse-f32": sparse_layer_model(weights, *packed, states=True),
+    }
+    for precision, model in made.items():
+        save_model(model, tmp_path / "model.onnx")
+        for name in ("openvino", "onnxruntime"):
+            explicit = find_runtime(name).build(
+                tmp_path / "model.onnx", precision, tmp_path / name / precision
+            )
+            session, state = open_session(explicit, 1), feeds["h_0"]
+            for chunk, want in zip(chunks, expected, strict=True):
+                outputs = session.run({"x": chunk, "h_0": state})
+                state = outputs["h_n"]
+                np.testing.assert_allclose(outputs["y"], want, atol=1e-5)
+            if name == "openvino":
+                inside = open_session(make_stateful(explicit, [("h_0", "h_n")], feeds, 1), 1)
+                for chunk, want in zip(chunks, expected, strict=True):
+                    np.testing.assert_allclose(inside.run({"x": chunk})["y"], want, atol=1e-5)
