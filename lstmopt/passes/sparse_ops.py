@@ -75,7 +75,7 @@ class Place:
         return value
 
 
-def sparse_places(model: ir.Model) -> tuple[Place, ...]:
+def sparse_places(model: ir.Model, densest: float = DENSEST) -> tuple[Place, ...]:
     """Returns the nodes that a sparse op could replace: at most half of the weights are not zero.
 
     They are the layers that `lstmopt.rnn` supports, MatMul with a constant matrix on the right, and Gemm of
@@ -83,6 +83,7 @@ def sparse_places(model: ir.Model) -> tuple[Place, ...]:
 
     Args:
         model: the graph; weights in f32.
+        densest: density up to which a place counts; 1 for all of them.
     """
     layers = {layer.node: layer for layer in find_rnns(model) if layer.supported}
     found, taken = [], {layer.name for layer in layers.values()}
@@ -102,7 +103,7 @@ def sparse_places(model: ir.Model) -> tuple[Place, ...]:
                 name = f"{name}_{index}"
             place = Place(name, node, None, (matrix,))
         taken.add(place.name)
-        if place.density <= DENSEST:
+        if place.density <= densest:
             found.append(place)
     return tuple(found)
 
@@ -132,14 +133,16 @@ class SparseOps(ir.passes.InPlacePass):
     Args:
         formats: the format of each place; those that are not named stay as they are.
         threads: tasks that a step is divided into (ONNX Runtime only).
+        densest: see `sparse_places`.
     """
 
-    def __init__(self, formats: Formats, threads: int = 1) -> None:
-        self._formats, self._threads = formats, threads
+    def __init__(self, formats: Formats, threads: int = 1, densest: float = DENSEST) -> None:
+        self._formats, self._threads, self._densest = formats, threads, densest
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites the model."""
-        places = [place for place in sparse_places(model) if place.name in self._formats]
+        found = sparse_places(model, self._densest)
+        places = [place for place in found if place.name in self._formats]
         for place in places:
             item = format_named(self._formats[place.name])
             name = free_name(model.graph, f"{place.name}.sparse")
