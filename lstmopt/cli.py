@@ -398,7 +398,14 @@ def inspect(model: Path, as_json: bool) -> None:
 @_target
 @_threads
 @click.option(
-    "--hidden-size", type=click.IntRange(min=1), help="Of a bare LSTM; measured to a tenth above it."
+    "--hidden-size", type=click.IntRange(min=1), help="Of a bare layer; measured to a tenth above it."
+)
+@click.option(
+    "--cell",
+    type=click.Choice(["LSTM", "GRU"], case_sensitive=False),
+    default="LSTM",
+    show_default=True,
+    help="Of a bare layer; a GRU resets after the product, as torch's does.",
 )
 @click.option(
     "--input-size", type=click.IntRange(min=1), help="Its input size; tied to the hidden size if not given."
@@ -428,6 +435,7 @@ def probe(
     target: str,
     threads: int | None,
     hidden_size: int | None,
+    cell: str,
     input_size: int | None,
     step: int,
     patterns: tuple[str, ...],
@@ -435,7 +443,7 @@ def probe(
     output: Path,
     as_json: bool,
 ) -> None:
-    """Measures latency against hidden size for MODEL's layers, or for a bare LSTM, and finds the points.
+    """Measures latency against hidden size for MODEL's layers, or for a bare one, and finds the points.
 
     In every precision of the target; its sparse ones, such as sparse-i8, with random masks of each pattern
     that the format is made for, at each density.
@@ -447,7 +455,7 @@ def probe(
     with progress_shown() as progress:
         chosen = _chosen(target, (), threads)
         result = probe_to_folder(
-            model, chosen, hidden_size, input_size, step, output, progress, patterns, densities
+            model, chosen, hidden_size, input_size, step, output, progress, patterns, densities, cell.upper()
         )
     _print(result, as_json)
 

@@ -233,7 +233,7 @@ class GrowPrune:
         layers = recurrent_matrices(model, module)
         if not layers:
             raise LstmoptError(
-                "GrowPrune", "the model has no LSTM weights that can be pruned", "see lstmopt inspect"
+                "GrowPrune", "the model has no LSTM or GRU weights that can be pruned", "see lstmopt inspect"
             )
         groups: list[Group] = []
         if isinstance(self.density, Mapping):
