@@ -172,6 +172,10 @@ def verify_artifact(
     """
     artifact = Path(artifact)
     manifest = Manifest.load(artifact / "manifest.json")
+    if not (artifact / "report.json").exists():
+        raise LstmoptError(
+            str(artifact), "is an export, which has nothing recorded to check", "try lstmopt bench"
+        )
     report = Report.load(artifact / "report.json")
     checks = artifact_checks(artifact, manifest)
     contract = report.contract
