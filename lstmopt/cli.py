@@ -504,11 +504,11 @@ def verify(artifact: Path, baseline: Path | None, max_slowdown: float, as_json: 
 
 @cli.command()
 @click.argument("model", type=FILE)
-@click.option("--runtime", type=click.Choice(["openvino", "onnxruntime"]), required=True)
+@click.option("--runtime", type=click.Choice(["openvino", "onnxruntime", "tensorrt"]), required=True)
 @click.option(
     "--format",
     "precision",
-    type=click.Choice(["auto", "f32", "bf16", "int8", "i16", "i8", *SPARSE_PRECISIONS]),
+    type=click.Choice(["auto", "f32", "bf16", "f16", "int8", "i16", "i8", *SPARSE_PRECISIONS]),
     default="auto",
     show_default=True,
     help="auto: the fastest that keeps the outputs within 1%. sparse-..., i16 and i8 skip zeros in LSTMs and "

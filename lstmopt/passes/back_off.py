@@ -6,18 +6,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from lstmopt.errors import LstmoptError
+from lstmopt.measure.kind import DENSE
 from lstmopt.passes.candidates import (
     ORIGINAL,
     Built,
     assess,
     best_peer,
     build,
-    compare,
     evaluate,
     f32_deployment,
     key,
     scaled,
     shippable,
+    timed,
 )
 from lstmopt.passes.grow_prune import GrowPrune
 from lstmopt.passes.plans import Plan, ranked, rounding_of
@@ -109,11 +110,13 @@ class BackOff:
             sizes.append(_sizes(resized))
             whole = _parameters(resized)
             densities = [min(1.0, original / (self.compression * share) / whole) for share in self.relaxed]
+            if not patterns:  # no machine of the target skips zeros
+                densities = [1.0] * len(self.relaxed)
             plans += [
                 Plan(scale, share, pattern, resized, density, density * whole)
                 for index, (share, density) in enumerate(zip(self.relaxed, densities, strict=True))
                 if density not in densities[:index]
-                for pattern in patterns
+                for pattern in patterns or (DENSE,)
             ]
         plans = list(ranked(plans, state))
         trained = start
@@ -129,12 +132,16 @@ class BackOff:
             first = plan.scale not in {other.scale for other in plans[:index]}
             # Weights grow back from where the plan before stopped, as many as this one has more.
             onward = before is not None and before.scale == plan.scale and before.weights <= plan.weights
-            recipe = replace(
-                self.train,
-                density=plan.density,
-                pattern=plan.pattern,
-                seconds=seconds,
-                rounding=self.train.rounding or rounding_of(plan.pattern, state.target),
+            recipe = (
+                self._dense(seconds)
+                if plan.pattern == DENSE
+                else replace(
+                    self.train,
+                    density=plan.density,
+                    pattern=plan.pattern,
+                    seconds=seconds,
+                    rounding=self.train.rounding or rounding_of(plan.pattern, state.target),
+                )
             )
             if onward:
                 recipe = replace(recipe, start_density=plan.density)
@@ -158,10 +165,9 @@ class BackOff:
         """Returns the patterns to try: the recipe's if it names one, otherwise the target's."""
         return state.target.patterns if self.train.pattern is None else (self.train.pattern,)
 
-    def _tuned(self, state: State, seconds: float | None) -> State:
-        """Returns the state with the dense model fine-tuned: teacher and start if it became better."""
-        state.progress("fine-tuning the dense model: teacher, start and baseline of what follows", 0.0)
-        dense = replace(
+    def _dense(self, seconds: float | None) -> GrowPrune:
+        """Returns the recipe without pruning."""
+        return replace(
             self.train,
             density=1.0,
             pattern="unstructured",
@@ -169,7 +175,11 @@ class BackOff:
             prune_decoder=None,
             seconds=seconds,
         )
-        after = state.then(dense)
+
+    def _tuned(self, state: State, seconds: float | None) -> State:
+        """Returns the state with the dense model fine-tuned: teacher and start if it became better."""
+        state.progress("fine-tuning the dense model: teacher, start and baseline of what follows", 0.0)
+        after = state.then(self._dense(seconds))
         state, _ = _assessed(_with(state, after), {TUNED: after.model})
 
         def loss(name: str, model: ir.Model) -> float:
@@ -189,7 +199,7 @@ class BackOff:
 def _title(plan: Plan, patterns: tuple[str, ...]) -> str:
     """Returns what a plan's candidate is called: its size, and what else it does not share with the first."""
     share = "" if plan.share == 1 else f"-{plan.share:g}"
-    pattern = "" if plan.pattern == patterns[0] else f"-{plan.pattern.replace(':', '-')}"
+    pattern = "" if plan.pattern in (DENSE, *patterns[:1]) else f"-{plan.pattern.replace(':', '-')}"
     return f"{PRUNED}-{plan.scale:g}{share}{pattern}"
 
 
@@ -201,8 +211,8 @@ def _assessed(state: State, models: dict[str, ir.Model]) -> tuple[State, bool]:
     best = best_peer(state.peers)
     goal = key(ORIGINAL, best.deployment)
     peer = Built(ORIGINAL, state.original, (best.deployment,), ())
-    builds = [build(name, model, state.target, state.workdir) for name, model in models.items()]
-    comparison = compare([peer, *builds], state.target, state.seed, state.progress, rounds=10)
+    builds = [build(name, model, state.target, state.workdir, ahead=True) for name, model in models.items()]
+    comparison = timed([peer, *builds], state, rounds=10)
     found = assess(builds, comparison, state)
     factor = best.latency.median / comparison.timing(goal).median
     for candidate in found:

@@ -25,7 +25,7 @@ from lstmopt.report.runner import run_script
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
-from lstmopt.runtimes import Runtime, open_session, ops
+from lstmopt.runtimes import Runtime, open_session, ops, stand_in
 from lstmopt.runtimes import runtime as find_runtime
 from lstmopt.runtimes.base import Deployment, StatefulDeployment
 from lstmopt.runtimes.stateful import stateful_deployments
@@ -67,9 +67,11 @@ class Exported(BaseModel):
         lines = [
             f"{ours.file}: {ours.runtime} {ours.precision}, "
             f"relative error {self.error:.1e} against the original in f32",
-            f"load it with {', '.join(f'{key}={value}' for key, value in ours.settings.items())} "
+            f"{'made for' if _is_ahead(ours) else 'load it with'} "
+            f"{', '.join(f'{key}={value}' for key, value in ours.settings.items())} "
             f"(also in {MANIFEST} beside it)",
             *(f"register {library} with the runtime first" for library in ours.libraries),
+            *(["build its engine with build.sh on the machine that runs it"] if _is_ahead(ours) else []),
             *(f"{item.file}: the same, states inside; request.reset_state()" for item in self.stateful),
             *(f"Note: {note}" for note in self.notes),
         ]
@@ -94,9 +96,9 @@ def export_model(
     Args:
         path: the ONNX file.
         runtime: the runtime's name.
-        precision: "f32", "bf16", "int8", "sparse-f32", "sparse-i16", "sparse-i8" (zeros are skipped; the
-            format of each matrix is chosen by measuring), or "auto": the fastest within 1% of the outputs'
-            deviation.
+        precision: "f32", "bf16", "f16", "int8", "sparse-f32", "sparse-i16", "sparse-i8" (zeros are skipped;
+            the format of each matrix is chosen by measuring), or "auto": the fastest within 1% of the
+            outputs' deviation.
         target: for its shapes and threads.
         output: the folder to write.
         progress: told how far it is.
@@ -155,7 +157,7 @@ def convert(
         runtime: the runtime's name.
         precision: one that the runtime has here, or "auto": the fastest of those that the model can be
             built in and that keep the real outputs within `AUTO_ERROR`; f32 where none does and it can be
-            built.
+            built. A runtime that does not run here and for which models can be written is not timed: f32.
         target: for its shapes and threads.
         output: the folder to write; other files there stay.
         progress: told how far it is.
@@ -183,7 +185,15 @@ def convert(
         for item in wanted:
             try:
                 written = build_in(
-                    model, source, runtime, item, choose, target.threads, Path(folder) / item, known
+                    model,
+                    source,
+                    runtime,
+                    item,
+                    choose,
+                    target.threads,
+                    Path(folder) / item,
+                    known,
+                    [feeds for _, feeds in sorted(calls, key=lambda call: -call[0])],
                 )
                 if written is None and precision == "auto":
                     continue
@@ -191,7 +201,7 @@ def convert(
                     raise nothing_sparse(str(path))
                 made, formats = written
                 known.append(formats)
-                outputs = open_session(made, target.threads).run(calls[0][1])
+                outputs = open_session(stand_in(made), target.threads).run(calls[0][1])
                 built.append((made, _checked(relative_error(outputs, expected, real_outputs(model)), made)))
             except LstmoptError as fault:
                 # The copy that was converted is of no interest to the user, and gone.
@@ -221,7 +231,7 @@ def convert(
         source=str(path),
         deployment=best.placed(output),
         error=error,
-        notes=tuple(f"left out: {fault.fault}" for fault in faults),
+        notes=(*_not_run(engine), *(f"left out: {fault.fault}" for fault in faults)),
         stateful=tuple(item.placed(output) for item in kept),
     )
 
@@ -229,19 +239,32 @@ def convert(
 def _wanted(engine: Runtime, precision: str) -> tuple[str, ...]:
     """Returns the precisions to build, checked."""
     status = engine.status()
-    if not status.usable:
+    known = engine.precisions() if status.usable else status.ahead
+    if not known:
         raise LstmoptError(f"--runtime {engine.name}", status.reason, "see lstmopt doctor")
     if precision == "auto":
-        return engine.precisions()
+        return known if status.usable else known[:1]
     if is_sparse(precision) and (absent := ops.absent(engine.name)):
         raise LstmoptError(f"--format {precision}", absent, "see lstmopt doctor, or name a dense format")
-    if precision not in engine.precisions():
+    if precision not in known:
         raise LstmoptError(
             f"--format {precision}",
             f"{engine.name} does not run it here",
-            f"use one of {', '.join(engine.precisions())}",
+            f"use one of {', '.join(known)}",
         )
     return (precision,)
+
+
+def _not_run(engine: Runtime) -> list[str]:
+    """Returns what a user should know of a model that was written for another machine."""
+    status = engine.status()
+    if status.usable:
+        return []
+    return [f"not run in {engine.name} ({status.reason}): the error is ONNX Runtime's on the same file"]
+
+
+def _is_ahead(deployment: Deployment) -> bool:
+    return bool(find_runtime(deployment.runtime).status().ahead)
 
 
 def _fastest(
