@@ -39,6 +39,9 @@ RELAXED = (1.0, 0.5)
 SHARE = 0.6
 """Share of what is left of the training time that a plan gets; the last one gets all."""
 
+GAIN = 0.95
+"""A plan ends the search where the upper end of its latency's interval, over the best peer's, is below."""
+
 TUNED, RESIZED, PRUNED = "tuned", "resized", "pruned"
 
 
@@ -183,7 +186,8 @@ class BackOff:
             return evaluate(f32_deployment(name, model, state), state, state.data.valid).loss
 
         now, before = loss(TUNED, after.model), loss("start", state.model)
-        state.progress(f"validation loss {before:.4f}, fine-tuned {now:.4f}", 1.0)
+        better = "goes on from there" if now < before else "goes on from the original: tuning was too short"
+        state.progress(f"validation loss {before:.4f}, fine-tuned {now:.4f}: {better}", 1.0)
         if now >= before:
             return state
         given = state.teacher
@@ -214,7 +218,8 @@ def _assessed(state: State, models: dict[str, ir.Model]) -> tuple[State, bool]:
     for candidate in found:
         value = "?" if candidate.degradation is None else f"{candidate.degradation.value:+.2%}"
         state.progress(f"{candidate.title}: {candidate.latency.median:.0f} us, degradation {value}", 1.0)
-    holds = any(comparison.ratio(key(c.name, c.deployment), goal).value < 1 for c in shippable(found))
+    # By more than the noise, or a plan that is as fast as the original would end the search.
+    holds = any(comparison.ratio(key(c.name, c.deployment), goal).high < GAIN for c in shippable(found))
     state = replace(
         state,
         trained={**state.trained, **models},

@@ -140,8 +140,9 @@ def build(
         known: list[dict[str, str]] = []
         for precision in wanted.precisions:
             if precision not in usable:
-                if is_sparse(precision) and (note := ops.absent(wanted.runtime)) not in notes:
-                    notes.append(note)
+                absent = ops.absent(wanted.runtime) if is_sparse(precision) else ""
+                note = absent or f"{wanted.runtime} does not run {precision} on this machine"
+                notes += [note] if note not in notes else []
                 continue
             beside = place / f"{wanted.runtime}-{precision}"
             try:
@@ -326,11 +327,12 @@ def f32_deployment(name: str, model: ir.Model, state: State) -> Deployment:
 
 
 def shippable(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Returns the candidates within the contract whose model holds it in f32 too.
+    """Returns the candidates within the contract whose model holds it in f32 too, in one runtime at least.
 
     What holds it in int8 alone does so by luck.
     """
-    broken = {c.name for c in candidates if c.deployment.precision == "f32" and not c.within_contract}
+    f32 = [candidate for candidate in candidates if candidate.deployment.precision == "f32"]
+    broken = {c.name for c in f32} - {c.name for c in f32 if c.within_contract}
     return tuple(c for c in candidates if c.within_contract and c.name not in broken)
 
 
@@ -393,10 +395,19 @@ def peers_of(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 
 def fastest_f32(peers: Sequence[Candidate]) -> Candidate:
-    """Returns the fastest peer in f32."""
-    return min(
-        (peer for peer in peers if peer.deployment.precision == "f32"), key=lambda peer: peer.latency.median
-    )
+    """Returns the fastest peer in f32.
+
+    Raises:
+        LstmoptError: there is none.
+    """
+    found = [peer for peer in peers if peer.deployment.precision == "f32"]
+    if not found:
+        raise LstmoptError(
+            "the original",
+            "runs in f32 in no runtime of the target, and all else is compared with that",
+            "add f32 of ONNX Runtime to the target",
+        )
+    return min(found, key=lambda peer: peer.latency.median)
 
 
 def best_peer(peers: Sequence[Candidate]) -> Candidate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,7 @@ def export_model(
         LstmoptError: the model cannot be converted or the output not written.
     """
     _check_output(output)
+    _check_free(output, ["model.xml", "model.bin"] if runtime == "openvino" else ["model.onnx"])
     model, chosen = load_model(path), load_target(target)
     if static:
         model = fixed(model, chosen)
@@ -223,6 +224,7 @@ def convert(
             threads=target.threads,
             stateful=tuple(item.placed(Path()) for item in kept),
         )
+        _check_free(output, manifest.files)
         manifest.save(best.file.parent / MANIFEST)
         write_folder(best.file.parent, output)
     return Exported(
@@ -302,7 +304,7 @@ def real_outputs(model: ir.Model) -> list[str]:
 def relative_error(
     outputs: Mapping[str, npt.NDArray[Any]], expected: Mapping[str, npt.NDArray[Any]], names: Sequence[str]
 ) -> float:
-    """Returns the root mean square error over the standard deviation of what is expected.
+    """Returns the largest of the outputs' root mean square errors over their standard deviations.
 
     Args:
         outputs: of a call, by name.
@@ -310,17 +312,19 @@ def relative_error(
         names: the outputs that are compared.
 
     Returns:
-        The error, not over anything where nothing deviates. It is NaN or infinite where a value is NaN, or
+        The error; of an output that is constant it is over the deviation of all of them, and over nothing
+        where nothing deviates. It is NaN or infinite where a value is NaN, or
         infinite in one of both alone; the same infinity, such as the logarithm of a probability 0, is right.
     """
-    total = scale = 0.0
+    errors, scales = [], []
     for name in names:
         ours, truth = outputs[name].astype(np.float64), expected[name].astype(np.float64)
         difference = np.subtract(ours, truth, out=np.zeros_like(truth), where=ours != truth)
-        total += float((difference**2).mean())
-        if (finite := np.isfinite(truth)).any():
-            scale += float(truth[finite].var())
-    return float(np.sqrt(total / scale)) if scale else float(np.sqrt(total))
+        errors.append(float((difference**2).mean()))
+        finite = truth[np.isfinite(truth)]
+        scales.append(float(finite.var()) if finite.size else 0.0)
+    whole = sum(scales) or 1.0
+    return max(float(np.sqrt(e / (s or whole))) for e, s in zip(errors, scales, strict=True))
 
 
 def _checked(error: float, made: Deployment) -> float:
@@ -332,6 +336,21 @@ def _checked(error: float, made: Deployment) -> float:
             "check the model's weights, or name another --format",
         )
     return error
+
+
+def _check_free(output: Path, names: Iterable[str]) -> None:
+    """Checks that no file of the user's is written over.
+
+    Raises:
+        LstmoptError: one is there that no earlier call has written.
+    """
+    manifest = output / MANIFEST
+    ours = Manifest.load(manifest).files if manifest.exists() else {}
+    for name in names:
+        if (output / name).exists() and name not in ours:
+            raise LstmoptError(
+                str(output / name), "is there already, and not lstmopt's", "name another folder"
+            )
 
 
 def _check_output(output: Path) -> None:

@@ -93,7 +93,14 @@ def measured_formats(
         chosen = {}
         for place, shape in places():
             worth = _worth_measuring(place)
-            key = name, target.threads, shape, tuple(m.shape for m in place.matrices), tuple(worth.items())
+            key = (
+                name,
+                target.threads,
+                shape,
+                place.form,
+                tuple(m.shape for m in place.matrices),
+                *worth.items(),
+            )
             if key not in _MEASURED:
                 progress(f"formats of {place.name} in {name}", 0.0)
                 _MEASURED[key] = _measure(place, shape, name, list(worth), target.threads, seed)
@@ -114,7 +121,7 @@ def smallest_formats(model: ir.Model, feeds: Feeds, target: Target) -> Choose:
         allowed = allowed_formats(precision)
 
         def size(place: Place, item: Format) -> tuple[int, float]:
-            return sum(item.packed_bytes(matrix != 0) for matrix in place.matrices), -item.error
+            return place.packed_bytes(item), -item.error
 
         return {
             place.name: min(
@@ -132,9 +139,7 @@ def _worth_measuring(place: Place) -> dict[str, int]:
     Of each exactness the smallest ones are, since the most exact may be all that is allowed; of two that lay
     out a mask alike the less exact one is faster.
     """
-    taken = {
-        item.name: sum(item.packed_bytes(matrix != 0) for matrix in place.matrices) for item in place.formats
-    }
+    taken = {item.name: place.packed_bytes(item) for item in place.formats}
     found = {}
     for name, size in taken.items():
         least = min(taken[other] for other in taken if FORMATS[other].error <= FORMATS[name].error)
@@ -270,6 +275,6 @@ def nothing_sparse(name: str) -> LstmoptError:
     """Returns the error of a model without weights that sparse ops would gain by."""
     return LstmoptError(
         name,
-        "no LSTM or product in it has so many zeros that a sparse op is faster",
+        "no LSTM, GRU or product in it has so many zeros that a sparse op is faster",
         "prune it with lstmopt optimize, or name a dense format",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from lstmopt.passes.candidates import assess, build_peers, timed
+from lstmopt.passes.candidates import assess, build_peers, fastest_f32, timed
 
 if TYPE_CHECKING:
     from lstmopt.pipeline import State
@@ -28,4 +28,6 @@ class Peers:
         """Returns the state with its peers."""
         built = build_peers(state.original, state.target, state.workdir)
         comparison = timed([built], state, self.rounds)
-        return replace(state, peers=assess([built], comparison, state), notes=(*state.notes, *built.notes))
+        peers = assess([built], comparison, state)
+        fastest_f32(peers)  # before anything is trained
+        return replace(state, peers=peers, notes=(*state.notes, *built.notes))

@@ -14,7 +14,7 @@ import numpy as np
 from lstmopt import measure
 from lstmopt.keys import versions
 from lstmopt.measure.fingerprint import fingerprint
-from lstmopt.passes.candidates import NOISE, ORIGINAL, Candidate, best_peer, fastest_f32, key
+from lstmopt.passes.candidates import NOISE, ORIGINAL, Candidate, best_peer, fastest_f32, key, timing_calls
 from lstmopt.passes.elsewhere import Prediction
 from lstmopt.passes.formats import DENSE
 from lstmopt.report.plots import Curve
@@ -35,6 +35,7 @@ from lstmopt.report.schema import (
     Speedup,
 )
 from lstmopt.rnn.reader import find_rnns
+from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes import stand_in
 
 if TYPE_CHECKING:
@@ -77,10 +78,13 @@ def report(
     before, after = size(state.original, f32), size(model, chosen)
     worse = chosen.degradation
     assert worse is not None
-    reference = next((c.metric for c in peers if c.deployment.runtime == "onnxruntime"), peers[0].metric)
+    # What degradations are against; without it, of the first peer.
+    baseline = [c for c in peers if (c.deployment.runtime, c.deployment.precision) == ("onnxruntime", "f32")]
+    reference = (baseline or peers)[0].metric
     own = key(chosen.name, chosen.deployment)
     return Report(
         target=state.target,
+        calls=_calls(state),
         fingerprint=fingerprint(),
         versions=versions(),
         peers=tuple(_peer(peer) for peer in peers),
@@ -208,6 +212,15 @@ def _interval(value: Any) -> Interval:
 
 def _latency(candidate: Candidate) -> Latency:
     return Latency.model_validate(candidate.latency.model_dump(include=set(Latency.model_fields)))
+
+
+def _calls(state: State) -> tuple[str, ...]:
+    """Returns what was fed in each measured call; a model's own sizes come before the target's."""
+    states = {pair.input for pair in state_pairs(state.original)}
+    return tuple(
+        ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items() if name not in states)
+        for _, feeds in timing_calls(state.original, state.target, state.seed)
+    )
 
 
 def _peer(candidate: Candidate) -> Peer:

@@ -144,7 +144,7 @@ def artifact_checks(folder: Path, manifest: Manifest) -> list[Check]:
             (difference([w[name] for w in recorded], [w.get(name) for w in windows]) for name in recorded[0]),
             default=0.0,
         )
-        limit = TOLERANCES[deployment.precision]
+        limit = TOLERANCES.get(deployment.precision, TOLERANCES["int8"])
         checks.append(
             Check(
                 name=name,
@@ -175,6 +175,10 @@ def verify_artifact(
     """
     artifact = Path(artifact)
     manifest = Manifest.load(artifact / "manifest.json")
+    if not (artifact / "report.json").exists():
+        raise LstmoptError(
+            str(artifact), "is an export, which has nothing recorded to check", "try lstmopt bench"
+        )
     report = Report.load(artifact / "report.json")
     checks = artifact_checks(artifact, manifest)
     contract = report.contract

@@ -302,8 +302,8 @@ def _moment(report: Report) -> str:
 def _shapes(report: Report) -> str:
     shapes = report.target.shapes
     total = sum(shape.weight for shape in shapes)
+    said = report.calls or [f"batch {shape.batch}, {shape.sequence} steps" for shape in shapes]
     return "; ".join(
-        f"batch {shape.batch}, {shape.sequence} steps"
-        + (f" ({figures.percent(shape.weight / total, 0)} of calls)" if len(shapes) > 1 else "")
-        for shape in shapes
+        words + (f" ({figures.percent(shape.weight / total, 0)} of calls)" if len(shapes) > 1 else "")
+        for words, shape in zip(said, shapes, strict=True)
     )

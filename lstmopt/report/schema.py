@@ -67,6 +67,7 @@ class Report(Document):
 
     Attributes:
         target: the target as it was used: runtimes, threads, shapes.
+        calls: the inputs of a measured call of each shape, as "x [35, 1, 8]"; states are left out.
         fingerprint: the machine on which everything was measured.
         versions: of lstmopt, the runtimes, Python.
         peers: the original in every runtime and precision.
@@ -90,6 +91,7 @@ class Report(Document):
     """
 
     target: Target
+    calls: tuple[str, ...] = ()
     fingerprint: Fingerprint
     versions: dict[str, str] = {}
     peers: tuple[Peer, ...] = Field(min_length=1)
