@@ -18,6 +18,7 @@ from lstmopt.precision import is_sparse
 from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.reader import find_rnns
+from lstmopt.rnn.recognition.recognise import recognise
 from lstmopt.runtimes import open_session, ops, runtime
 from lstmopt.runtimes.base import Deployment
 from lstmopt.targets import RuntimeTarget
@@ -323,7 +324,7 @@ def assess(builds: Sequence[Built], comparison: measure.Comparison, state: State
     original = evaluate(baseline, state, state.data.valid, baseline)
     found = []
     for built in builds:
-        layers = [layer for layer in find_rnns(built.model) if layer.weights is not None]
+        layers = [layer for layer in find_rnns(recognise(built.model).model) if layer.weights is not None]
         weights = {layer.name: layer.weights for layer in layers if layer.weights is not None}
         for deployment in built.deployments:
             name = key(built.name, deployment)

@@ -68,13 +68,14 @@ def plan(
         LstmoptError: bad input, or torch is missing.
     """
     from lstmopt.rnn.reader import require_rnns
+    from lstmopt.rnn.recognition.recognise import recognise
     from lstmopt.tasks.prepare import describe
 
     if trained is None:
         check_torch()
     original, chosen = load_model(model), load_target(target)
     check_target(chosen)
-    layers = require_rnns(original, str(model))
+    layers = require_rnns(recognise(original).model, str(model))
     name, labelled, notes = describe(original, task=task, data=data, val=val, test=test)
     stages = standard_stages(back_off, trained)
     Pipeline(*stages).check()
