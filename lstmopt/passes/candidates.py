@@ -175,6 +175,13 @@ def build_peers(original: ir.Model, target: Target, folder: Path) -> Built:
         )
         for item in target.runtimes
     )
+    try:
+        return build(ORIGINAL, original, target.model_copy(update={"runtimes": dense}), folder)
+    except LstmoptError:
+        if any(item.runtime == "onnxruntime" for item in dense):
+            raise
+    # What came quantised by ONNX Runtime runs nowhere else: it is compared with as it is.
+    dense += (RuntimeTarget(runtime="onnxruntime", precisions=("f32",)),)
     return build(ORIGINAL, original, target.model_copy(update={"runtimes": dense}), folder)
 
 

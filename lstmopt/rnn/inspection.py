@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 _NOT_YET = {
-    "DynamicQuantizeLSTM": "already quantised, not optimised; start from the model before quantisation",
+    "DynamicQuantizeLSTM": "quantised and left as they are; start from the model before quantisation",
     "GRU": "not optimised yet",
     "RNN": "not optimised yet",
     "Loop": "what is left inside is not optimised",

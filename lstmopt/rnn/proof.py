@@ -53,6 +53,11 @@ class Proof:
             raise LstmoptError("model", "no inputs were found on which the model runs", "go on without")
 
     @property
+    def calls(self) -> list[tuple[dict[str, Array], dict[str, Array]]]:
+        """The calls' inputs, and the outputs that can be compared."""
+        return [(dict(feeds), outputs) for feeds, outputs in self._calls]
+
+    @property
     def feeds(self) -> list[dict[str, Array]]:
         """The calls' inputs."""
         return [dict(feeds) for feeds, _ in self._calls]
