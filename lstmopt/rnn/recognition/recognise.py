@@ -17,6 +17,7 @@ from lstmopt.rnn.examples import real_inputs
 from lstmopt.rnn.execution import Reference
 from lstmopt.rnn.proof import Proof
 from lstmopt.rnn.recognition.bodies import BodyLayer, read_body, rewrite_body
+from lstmopt.rnn.recognition.branches import FoldedWeights, TakenBranches
 from lstmopt.rnn.recognition.building import Builder
 from lstmopt.rnn.recognition.cells import find_cells
 from lstmopt.rnn.recognition.quantised import FloatLayers, has_quantised
@@ -140,15 +141,43 @@ class Recognised:
 
 
 def recognise(model: ir.Model) -> Recognised:
-    """Returns a copy whose int8 layers are floats, and whose written-out LSTMs and GRUs are nodes.
+    """Returns a copy whose branches, int8 layers and written-out LSTMs and GRUs are plain nodes.
 
-    Outputs are equal on random inputs; after int8, as near as its rounding allows.
+    Branches that every call takes become part of the graph, int8 layers floats. Outputs are equal on
+    random inputs; after int8, as near as its rounding allows.
 
     Args:
         model: the graph, which stays as it is.
     """
+    result = Recognised(model)
+    for step in (_branches, _floats, _written_out):
+        found = step(result.model)
+        layers, faults = (*result.layers, *found.layers), (*result.faults, *found.faults)
+        result = Recognised(found.model, layers, faults)
+    return result
+
+
+def _branches(model: ir.Model) -> Recognised:
+    if not any(node.op_type == "If" for node in model.graph.all_nodes()):
+        return Recognised(model)
+    job = TakenBranches()
+    try:
+        folded = rewrite(model, FoldedWeights())
+        candidate = rewrite(folded, job)
+        fault = Proof(folded).fault(candidate) if job.found else ""
+    except LstmoptError as error:
+        fault = error.fault
+    if fault:
+        return Recognised(model, faults=(f"branches are left as they are: {fault}",))
+    if not job.found:
+        return Recognised(model)
+    title = f"{job.found} If of which one branch is always taken, unless inputs are empty"
+    return Recognised(candidate, (title,))
+
+
+def _floats(model: ir.Model) -> Recognised:
     if not has_quantised(model):
-        return _written_out(model)
+        return Recognised(model)
     job = FloatLayers()
     try:
         floats = rewrite(model, job)
@@ -158,10 +187,9 @@ def recognise(model: ir.Model) -> Recognised:
     if fault:
         return Recognised(model, faults=(f"int8 layers are left: {fault}",))
     if not job.found:
-        return _written_out(model)
-    found = _written_out(floats)
+        return Recognised(model)
     title = f"{job.title}, optimised as floats; the model to beat is the int8 one as it was given"
-    return Recognised(found.model, (title, *found.layers), found.faults)
+    return Recognised(floats, (title,))
 
 
 def _loose_fault(model: ir.Model, floats: ir.Model) -> str:

@@ -54,6 +54,7 @@ class Region:
         constants: of the whole model.
         opset: of the model.
         bypass: nodes that hand their first input on instead of computing.
+        outer: whether nodes of the graphs around are part of it too.
 
     Attributes:
         inputs: leaves that were reached, and values that nothing inside computes.
@@ -66,6 +67,7 @@ class Region:
         constants: Constants,
         opset: int,
         bypass: Collection[ir.Node] = (),
+        outer: bool = False,
     ) -> None:
         self._outputs = outputs
         self.inputs: list[ir.Value] = []
@@ -85,7 +87,7 @@ class Region:
             if array is not None:
                 names[value] = f"v{len(names)}"
                 tensors.append(onnx.numpy_helper.from_array(_wide(array), names[value]))
-            elif value in leaves or node is None or node.graph is not graph:
+            elif value in leaves or node is None or (node.graph is not graph and not outer):
                 names[value] = f"v{len(names)}"
                 self.inputs.append(value)
             elif not ready:
