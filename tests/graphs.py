@@ -1,4 +1,4 @@
-"""Random graphs around LSTM layers, as exporters write them, for property tests."""
+"""Random graphs around LSTM and GRU layers, as exporters write them, for property tests."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 Array = np.ndarray
 OPSETS = (11, 13, 17, 18, 20)
+STATES = {"LSTM": ("h", "c"), "GRU": ("h",)}
+"""States that a cell carries, in the order of the operator's outputs after Y."""
 
 
 @dataclass
@@ -97,7 +99,7 @@ class Drawn:
             first output.
         free: every layer can be resized.
         exact: removing dead units leaves the function as it is.
-        layers: names of the LSTM nodes.
+        layers: names of the recurrent nodes: "lstm0" and so on, whatever their cells.
         constructs: what was drawn, for messages.
     """
 
@@ -135,24 +137,32 @@ def weight_input(builder: Builder, array: Array, form: str) -> str:
 
 @st.composite
 def lstm_graphs(
-    draw: st.DrawFn, *, dtype: Any = np.float32, peepholes: bool = True, pins: bool = True
+    draw: st.DrawFn,
+    *,
+    dtype: Any = np.float32,
+    peepholes: bool = True,
+    pins: bool = True,
+    cells: tuple[str, ...] = ("LSTM", "GRU"),
 ) -> Drawn:
-    """Draws a graph of 1 to 3 LSTM layers with surroundings.
+    """Draws a graph of 1 to 3 recurrent layers with surroundings.
 
     Args:
         draw: hypothesis' function.
         dtype: of weights and activations.
         peepholes: whether layers may have peepholes, clip and coupled gates.
         pins: whether hidden units may reach what cannot change.
+        cells: what a layer may be.
     """
-    return Draft(draw, dtype, peepholes, pins).build()
+    return Draft(draw, dtype, peepholes, pins, cells).build()
 
 
 class Draft:
     """One drawing: each method adds one construct."""
 
-    def __init__(self, draw: st.DrawFn, dtype: Any, peepholes: bool, pins: bool) -> None:
-        self.draw, self.peepholes, self.pins = draw, peepholes, pins
+    def __init__(
+        self, draw: st.DrawFn, dtype: Any, peepholes: bool, pins: bool, cells: tuple[str, ...]
+    ) -> None:
+        self.draw, self.peepholes, self.pins, self.cells = draw, peepholes, pins, cells
         rng = np.random.default_rng(draw(st.integers(0, 2**16)))
         self.b = Builder(draw(st.sampled_from(OPSETS)), rng, dtype)
         self.constructs: list[str] = [f"opset {self.b.opset}"]
@@ -178,32 +188,36 @@ class Draft:
         hidden = self.pick(3, 4, 5, 6)
         same = stacked == "stacked" or self.chance()
         direction = self.pick("forward", "forward", "reverse", "bidirectional", "bidirectional")
+        cells = [self.pick(*self.cells) for _ in range(count)]
         names, finals, initial = [], [], []
         if stacked == "stacked":
-            dirs = 2 if direction == "bidirectional" else 1
-            shape = [2 * count * dirs, "batch", hidden]
+            dirs, total = 2 if direction == "bidirectional" else 1, sum(len(STATES[cell]) for cell in cells)
+            shape = [total * dirs, "batch", hidden]
             packed = b.input("state", b.element, shape)
             initial = [
                 b.one("Slice", packed, b.ints(i * dirs), b.ints((i + 1) * dirs), b.ints(0))
-                for i in range(2 * count)
+                for i in range(total)
             ]
         for index in range(count):
             if not same:
                 hidden = self.pick(3, 4, 5, 6)
                 direction = self.pick("forward", "reverse", "bidirectional")
-            pair = tuple(initial[2 * index : 2 * index + 2]) or self.initial(
-                stacked, index, direction, hidden
+            cell, begin = cells[index], len(finals)
+            states = tuple(initial[begin : begin + len(STATES[cell])]) or self.initial(
+                cell, stacked, index, direction, hidden
             )
-            y, y_h, y_c = self.layer(f"lstm{index}", value, width, hidden, direction, lengths, pair)
+            y, *last_states = self.layer(
+                cell, f"lstm{index}", value, width, hidden, direction, lengths, states
+            )
             names.append(f"lstm{index}")
-            finals += [y_h, y_c]
+            finals += last_states
             last, last_width = value, width
             value, width = self.merge(y, direction, hidden)
             value, width = self.between(value, width, last, last_width, index, direction, hidden)
-            self.final_states(stacked, index, direction, hidden, y_h, y_c)
+            self.final_states(stacked, index, direction, hidden, last_states)
         if stacked == "stacked":
             b.output("state_out", b.one("Concat", *finals, axis=0), [len(finals) * dirs, "batch", hidden])
-        self.decoder(value, width, y_h, direction, hidden)
+        self.decoder(value, width, last_states[0], direction, hidden)
         states = b.outputs[:-1]
         b.outputs[:] = [b.outputs[-1], *states]
         if self.pins and self.chance(8):
@@ -226,22 +240,22 @@ class Draft:
         x = b.input("x", b.element, ["batch", "sequence", width])
         return b.one("Transpose", x, perm=[1, 0, 2]), width
 
-    def initial(self, kind: str, index: int, direction: str, hidden: int) -> tuple[str, str]:
+    def initial(self, cell: str, kind: str, index: int, direction: str, hidden: int) -> tuple[str, ...]:
         b, dirs = self.b, 2 if direction == "bidirectional" else 1
         if kind == "inputs":
-            shape = [dirs, "batch", hidden]
-            return b.input(f"h{index}", b.element, shape), b.input(f"c{index}", b.element, shape)
+            return tuple(
+                b.input(f"{state}{index}", b.element, [dirs, "batch", hidden]) for state in STATES[cell]
+            )
         if kind == "constant":
             # A learnt initial state, the same for every sequence: Expand(constant, [dirs, batch, hidden]).
-            return self.expanded(b.floats(dirs, 1, hidden), hidden), self.expanded(
-                b.floats(dirs, 1, hidden), hidden
-            )
+            return tuple(self.expanded(b.floats(dirs, 1, hidden), hidden) for _ in STATES[cell])
+        missing = [""] * (len(STATES[cell]) - 1)
         if kind == "zeros":
-            return self.expanded(np.zeros((1, 1, 1), b.dtype), hidden, dirs), ""
+            return self.expanded(np.zeros((1, 1, 1), b.dtype), hidden, dirs), *missing
         if kind == "computed":
             zero = numpy_helper.from_array(np.zeros(1, b.dtype))
-            return "", b.one("ConstantOfShape", self.state_shape(hidden, dirs), value=zero)
-        return "", ""
+            return *missing, b.one("ConstantOfShape", self.state_shape(hidden, dirs), value=zero)
+        return "", *missing
 
     def state_shape(self, hidden: int, dirs: int) -> str:
         b = self.b
@@ -257,30 +271,40 @@ class Draft:
         return b.one("Expand", b.initializer(array), shape)
 
     def layer(
-        self, name: str, x: str, width: int, hidden: int, direction: str, lengths: str, pair: tuple[str, ...]
-    ) -> tuple[str, str, str]:
-        b, dirs = self.b, 2 if direction == "bidirectional" else 1
-        form = self.pick("initializer", "constant", "sliced", "folded")
-        w = weight_input(b, b.floats(dirs, 4 * hidden, width), form)
-        r = weight_input(b, b.floats(dirs, 4 * hidden, hidden), form)
-        bias = b.initializer(b.floats(dirs, 8 * hidden)) if self.chance(3) is False else ""
-        p = b.initializer(b.floats(dirs, 3 * hidden)) if self.peepholes and self.chance(4) else ""
+        self,
+        cell: str,
+        name: str,
+        x: str,
+        width: int,
+        hidden: int,
+        direction: str,
+        lengths: str,
+        states: tuple[str, ...],
+    ) -> list[str]:
+        b, dirs, gated = self.b, 2 if direction == "bidirectional" else 1, cell == "GRU"
+        form, gates = self.pick("initializer", "constant", "sliced", "folded"), 3 if gated else 4
+        w = weight_input(b, b.floats(dirs, gates * hidden, width), form)
+        r = weight_input(b, b.floats(dirs, gates * hidden, hidden), form)
+        bias = b.initializer(b.floats(dirs, 2 * gates * hidden)) if self.chance(3) is False else ""
+        peeps = self.peepholes and not gated and self.chance(4)
+        p = b.initializer(b.floats(dirs, 3 * hidden)) if peeps else ""
         attributes: dict[str, Any] = {"hidden_size": hidden}
+        if gated and self.chance():
+            attributes["linear_before_reset"] = self.pick(0, 1, 1)
         if direction != "forward" or self.chance():
             attributes["direction"] = direction
         if self.chance(4):
-            attributes["activations"] = ["Sigmoid", "Tanh", "Tanh"] * dirs
+            attributes["activations"] = (["Sigmoid", "Tanh"] if gated else ["Sigmoid", "Tanh", "Tanh"]) * dirs
         if self.peepholes and self.chance(8):
             attributes["clip"] = 0.8
-        inputs = [x, w, r, bias, lengths, *(pair or ("", "")), p]
+        inputs = [x, w, r, bias, lengths, *states, p]
         while not inputs[-1]:
             inputs.pop()
-        outputs = [f"{name}_y", f"{name}_h", f"{name}_c"]
-        b.nodes.append(helper.make_node("LSTM", inputs, outputs, name=name, **attributes))
-        self.note(
-            name, direction, hidden, form, *[k for k, v in (("bias", bias), ("P", p)) if v], *attributes
-        )
-        return outputs[0], outputs[1], outputs[2]
+        outputs = [f"{name}_{each}" for each in ("y", *STATES[cell])]
+        b.nodes.append(helper.make_node(cell, inputs, outputs, name=name, **attributes))
+        extras = [key for key, value in (("bias", bias), ("P", p)) if value]
+        self.note(cell, name, direction, hidden, form, *extras, *attributes.items())
+        return outputs
 
     def merge(self, y: str, direction: str, hidden: int) -> tuple[str, int]:
         """[sequence, directions, batch, hidden] to [sequence, batch, features]."""
@@ -382,12 +406,12 @@ class Draft:
     mixed = False
     """Whether features hold other things than hidden units."""
 
-    def final_states(self, stacked: str, index: int, direction: str, hidden: int, y_h: str, y_c: str) -> None:
+    def final_states(self, stacked: str, index: int, direction: str, hidden: int, states: list[str]) -> None:
         if stacked == "inputs":
             shape = [2 if direction == "bidirectional" else 1, "batch", hidden]
-            self.states += [(f"h{index}_out", y_h, shape), (f"c{index}_out", y_c, shape)]
-            self.b.output(f"h{index}_out", y_h, shape)
-            self.b.output(f"c{index}_out", y_c, shape)
+            for kind, state in zip("hc", states, strict=False):
+                self.states.append((f"{kind}{index}_out", state, shape))
+                self.b.output(f"{kind}{index}_out", state, shape)
 
     def decoder(self, value: str, width: int, y_h: str, direction: str, hidden: int) -> None:
         b, classes = self.b, 4

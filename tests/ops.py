@@ -12,7 +12,7 @@ import pytest
 from lstmopt.rnn.cells import LSTM
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.rnn.writer import rnn_model
-from lstmopt.runtimes.ops import available, library, sparse_lstm_model, sparse_matmul
+from lstmopt.runtimes.ops import available, library, sparse_layer_model, sparse_matmul
 from lstmopt.runtimes.ops.nodes import DOMAIN, VERSION, constants_of
 from lstmopt.sparsity.formats import Format
 
@@ -72,7 +72,7 @@ def random_layer(
 
 
 def feeds(rng: np.random.Generator, weights: RnnWeights, steps: int, batch: int) -> dict[str, Array]:
-    """Returns an input and initial states for `sparse_lstm_model(states=True)`."""
+    """Returns an input and initial states for `sparse_layer_model(states=True)`."""
     state = weights.num_directions, batch, weights.hidden_size
     return {
         "x": rng.standard_normal((steps, batch, weights.input_size)).astype(np.float32),
@@ -126,7 +126,7 @@ def error(have: Array, want: Array) -> float:
 def save_sparse(path: Path, weights: RnnWeights, item: Format, **options: Any) -> Path:
     """Writes a model of one layer with our op."""
     packed = [[item.pack(each) for each in matrix] for matrix in weights.matrices]
-    ir.save(sparse_lstm_model(weights, *packed, **options), path)
+    ir.save(sparse_layer_model(weights, *packed, **options), path)
     return path
 
 

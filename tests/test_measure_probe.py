@@ -14,6 +14,7 @@ from lstmopt.measure.hysteresis import bins, points
 from lstmopt.measure.kind import Kind
 from lstmopt.measure.probe import plot_table, probe_layer, steady
 from lstmopt.measure.table import LatencyTable
+from lstmopt.rnn.cells import LSTM
 from lstmopt.runtimes import open_session
 from lstmopt.sparsity.formats import format_named
 from lstmopt.sparsity.patterns import parse_pattern
@@ -62,7 +63,7 @@ def test_a_bare_sparse_layer(
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_what_is_timed_of_a_sparse_layer_is_the_masked_layer(tmp_path: Path, name: str) -> None:
     """The op gives what the dense layer gives once all but the mask's entries are zeroed."""
-    weights, kind = random_layer(40, 24, 2, seed=3), Kind(name, "sparse-f32", "bank32", 0.25)
+    weights, kind = random_layer(LSTM, 40, 24, 2, seed=3), Kind(name, "sparse-f32", "bank32", 0.25)
     x = np.random.default_rng(0).standard_normal((7, 2, 24)).astype(np.float32)
     masked = []
     for w, r in zip(*weights.matrices, strict=True):
@@ -80,7 +81,7 @@ def test_what_is_timed_of_a_sparse_layer_is_the_masked_layer(tmp_path: Path, nam
 
 
 def test_a_precision_and_a_pattern_have_to_go_together(tmp_path: Path) -> None:
-    weights = random_layer(8, 8, 1, seed=0)
+    weights = random_layer(LSTM, 8, 8, 1, seed=0)
     for precision, pattern in (("sparse-i8", "dense"), ("f32", "bank32")):
         with pytest.raises(LstmoptError, match="does not go with pattern"):
             build_bare(weights, Kind("openvino", precision, pattern), tmp_path, sequence=1, batch=1)

@@ -381,7 +381,7 @@ def test_a_model_without_lstm_weights_is_one_clear_line(model, tmp_path):
     )  # fmt: skip
     plain = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]))
     state = replace(state_for(model, tmp_path), model=plain)
-    with pytest.raises(LstmoptError, match="no LSTM weights"):
+    with pytest.raises(LstmoptError, match="no LSTM or GRU weights"):
         recipe().run(state)
 
 

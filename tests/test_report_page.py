@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lstmopt.report import figures
 from lstmopt.report.html import candidate_rows, headline, machine_rows, render_html, result_rows
-from lstmopt.report.plots import NARROW, WIDE, scatter
+from lstmopt.report.plots import NARROW, WIDE, front, scatter
 from lstmopt.report.schema import CandidateRecord, Interval, Measurement, Ratios, Report, Speedup
 from lstmopt.report.svg import Scale
 from lstmopt.report.text import result_table
@@ -257,6 +257,26 @@ def test_plot_places_every_candidate() -> None:
         assert drawing.count('class="ring"') == 1 and drawing.count('class="limit"') == 1
         places = re.findall(r'<circle cx="([\d.-]+)" cy="([\d.-]+)"', drawing)
         assert places and all(0 <= float(x) <= width and 0 <= float(y) <= 420 for x, y in places)
+
+
+def test_the_front_holds_what_nothing_else_beats() -> None:
+    sample = busy_report()
+    # Its slower candidates are the less accurate ones; here they are the more accurate ones.
+    measured = [
+        record.model_copy(update={"degradation": -record.degradation})
+        for record in sample.candidates
+        if record.degradation is not None
+    ]
+    found = front(measured)
+    assert 1 < len(found) < len(measured)
+
+    def beats(one: CandidateRecord, other: CandidateRecord) -> bool:
+        mine, theirs = ((r.latency_us.median, r.degradation or 0.0) for r in (one, other))
+        return all(a <= b for a, b in zip(mine, theirs, strict=True)) and mine != theirs
+
+    assert {id(r) for r in found} == {id(r) for r in measured if not any(beats(o, r) for o in measured)}
+    assert list(found) == sorted(found, key=lambda record: record.latency_us.median)
+    assert scatter(sample, WIDE).count('class="front"') == 1
 
 
 def test_result_table_for_a_terminal() -> None:

@@ -77,8 +77,8 @@ def test_a_model_without_a_layer_is_described_and_refused() -> None:
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
     inspection = inspect_model(model, "plain.onnx")
     assert not inspection.layers and not inspection.groups
-    assert "no LSTM node" in shown(inspection)
-    with pytest.raises(LstmoptError, match=r"plain.onnx: holds no LSTM node"):
+    assert "no LSTM or GRU node" in shown(inspection)
+    with pytest.raises(LstmoptError, match=r"plain.onnx: holds no LSTM or GRU node"):
         require_rnns(model, "plain.onnx")
 
 
@@ -122,7 +122,7 @@ def test_decomposed_cells_are_recognised(decomposed: ir.Model) -> None:
     assert inspection.decomposed_cells == 0 and "LSTM" not in inspection.operators
     assert "recognised: LSTM of 7 units written out over 4 steps" in shown(inspection)
     assert state_pairs(decomposed) == (StatePair("h_in", "h_out"), StatePair("c_in", "c_out"))
-    with pytest.raises(LstmoptError, match="holds no LSTM node"):
+    with pytest.raises(LstmoptError, match="holds no LSTM or GRU node"):
         require_rnns(decomposed, "cell.onnx")  # the graph itself is as it was
 
 

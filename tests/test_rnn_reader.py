@@ -205,7 +205,7 @@ def test_what_is_not_supported_says_why() -> None:
 
     (layer,) = find_rnns(bare(computed))
     assert not layer.supported and "computed from the model's inputs" in layer.reason
-    with pytest.raises(LstmoptError, match="none of its 1 LSTM nodes is supported"):
+    with pytest.raises(LstmoptError, match="none of its 1 LSTM or GRU nodes is supported"):
         require_rnns(bare(computed), "model.onnx")
 
 

@@ -48,7 +48,7 @@ def test_silero_is_described(silero: tuple[ir.Model, ir.Model]) -> None:
     assert all(layer.hidden_size == 128 and layer.direction == "forward" for layer in inspection.layers)
     assert all(not layer.supported and "subgraphs" in layer.reason for layer in inspection.layers)
     assert state_pairs(silero[0]) == (StatePair("state", "stateN"),)
-    with pytest.raises(LstmoptError, match="none of its 4 LSTM nodes is supported"):
+    with pytest.raises(LstmoptError, match="none of its 4 LSTM or GRU nodes is supported"):
         require_rnns(silero[0], "silero_vad.onnx")
 
 

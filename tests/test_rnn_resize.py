@@ -28,7 +28,7 @@ def carried(model: ir.Model, plan: Plan, arrays: dict[str, np.ndarray]) -> dict[
         if name in ("state", "state_out"):
             pieces, row = [], 0
             for layer in layers.values():
-                for _ in ("h", "c"):
+                for _ in layer.weights.cell.states:
                     for lane in (lane for lane in plan.analysis.flow.lanes if lane.layer == layer.name):
                         pieces.append(placed(array[row], plan.order.get(lane.base, np.arange(lane.size))))
                         row += 1

@@ -289,7 +289,7 @@ def test_the_shell_names_sparse_formats_by_their_numbers(folder: Path, tmp_path:
 def test_export_refuses_a_dense_model(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = call("export", folder / "model.onnx", "--runtime", "onnxruntime", "--format", "i8", "-o", out)
-    refused(result, "model.onnx", "no LSTM or product", "lstmopt optimize")
+    refused(result, "model.onnx", "no LSTM, GRU or product", "lstmopt optimize")
     assert not out.exists()
 
 

@@ -17,6 +17,7 @@ from lstmopt.measure.process import Calls, Candidate, Worker, write_feeds
 from lstmopt.measure.search import MOST_REPEATS, search
 from lstmopt.measure.table import LatencyTable
 from lstmopt.measure.timing import quiet_block
+from lstmopt.rnn.cells import CELLS, LSTM
 from lstmopt.runtimes import runtime as find_runtime
 
 Progress = Callable[[str, float], None]
@@ -30,6 +31,8 @@ def probe_layer(
     input_size: int | None,
     hidden_sizes: Sequence[int],
     directions: int,
+    cell: str = LSTM.kind,
+    reset_after: bool = False,
     runtime: str,
     precision: str,
     pattern: str = DENSE,
@@ -40,7 +43,7 @@ def probe_layer(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> LatencyTable:
-    """Returns the latency table of a bare LSTM layer with random weights and, if sparse, a random mask.
+    """Returns the latency table of a bare layer with random weights and, if sparse, a random mask.
 
     Each block is timed beside blocks of the largest hidden size in another process, so that a drift of
     the machine cancels.
@@ -50,6 +53,8 @@ def probe_layer(
         input_size: features of a step, or None: the hidden size.
         hidden_sizes: that may be chosen, in any order.
         directions: 1, or 2 for a bidirectional layer.
+        cell: its kind, "LSTM" or "GRU".
+        reset_after: of a GRU, whether the reset comes after the product.
         runtime: the runtime's name.
         precision: one that the runtime has here, or a format of the native ops such as "sparse-i8".
         pattern: of a sparse precision's masks, "dense" for the others.
@@ -67,6 +72,7 @@ def probe_layer(
         LstmoptError: the runtime does not build or run the layer, or another measurement holds the machine.
     """
     engine = find_runtime(runtime)
+    spec = next(each for each in CELLS if each.kind == cell)
     kind = Kind(runtime, precision, pattern, density)
     dims = sorted(set(hidden_sizes))
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder, machine_lock(progress):
@@ -76,7 +82,7 @@ def probe_layer(
             place = Path(folder) / str(hidden)
             place.mkdir()
             inputs = input_size or hidden
-            weights = random_layer(hidden, inputs, directions, seed)
+            weights = random_layer(spec, hidden, inputs, directions, seed, reset_after)
             deployment = build_bare(weights, kind, place, sequence=sequence, batch=batch)
             x = np.random.default_rng(seed).standard_normal((sequence, batch, inputs)).astype(np.float32)
             item = Candidate(f"{layer} {hidden}", deployment, [(1.0, {"x": x})])
@@ -112,6 +118,8 @@ def probe_layer(
         layer=layer,
         input_size=input_size,
         directions=2 if directions == 2 else 1,
+        cell=cell,
+        reset_after=reset_after,
         dimensions=tuple(dims),
         samples={d: tuple(round(x, 3) for x in taken) for d, taken in found.samples.items()},
         curve={d: round(x, 3) for d, x in found.latency.items()},

@@ -32,6 +32,8 @@ class LatencyTable(BaseModel):
         layer: the layer's name in its model, or "bare".
         input_size: features of a step; None where it is the hidden size (a layer over another one).
         directions: 1 or 2.
+        cell: the layer's kind, as ONNX calls it.
+        reset_after: of a GRU, whether its reset comes after the product with R.
         dimensions: hidden sizes that may be chosen, ascending.
         samples: microseconds by hidden size, those measured.
         curve: microseconds by hidden size, those not measured interpolated.
@@ -58,6 +60,8 @@ class LatencyTable(BaseModel):
     layer: str
     input_size: int | None = Field(ge=1)
     directions: Literal[1, 2]
+    cell: str = Field(default="LSTM", pattern="^(LSTM|GRU)$")
+    reset_after: bool = False
     dimensions: tuple[int, ...] = Field(min_length=1)
     samples: dict[int, tuple[float, ...]]
     curve: dict[int, float]

@@ -93,7 +93,14 @@ def measured_formats(
         chosen = {}
         for place, shape in places():
             worth = _worth_measuring(place)
-            key = name, target.threads, shape, tuple(m.shape for m in place.matrices), tuple(worth.items())
+            key = (
+                name,
+                target.threads,
+                shape,
+                place.form,
+                tuple(m.shape for m in place.matrices),
+                *worth.items(),
+            )
             if key not in _MEASURED:
                 progress(f"formats of {place.name} in {name}", 0.0)
                 _MEASURED[key] = _measure(place, shape, name, list(worth), target.threads, seed)
@@ -114,7 +121,7 @@ def smallest_formats(model: ir.Model, feeds: Feeds, target: Target) -> Choose:
         allowed = allowed_formats(precision)
 
         def size(place: Place, item: Format) -> tuple[int, float]:
-            return sum(item.packed_bytes(matrix != 0) for matrix in place.matrices), -item.error
+            return place.packed_bytes(item), -item.error
 
         return {
             place.name: min(
@@ -132,9 +139,7 @@ def _worth_measuring(place: Place) -> dict[str, int]:
     Of each exactness the smallest ones are, since the most exact may be all that is allowed; of two that lay
     out a mask alike the less exact one is faster.
     """
-    taken = {
-        item.name: sum(item.packed_bytes(matrix != 0) for matrix in place.matrices) for item in place.formats
-    }
+    taken = {item.name: place.packed_bytes(item) for item in place.formats}
     found = {}
     for name, size in taken.items():
         least = min(taken[other] for other in taken if FORMATS[other].error <= FORMATS[name].error)
@@ -237,6 +242,7 @@ def build_in(
     threads: int,
     folder: Path,
     known: Collection[Mapping[str, str]] = (),
+    calls: Sequence[Feeds] = (),
 ) -> tuple[Deployment, dict[str, str]] | None:
     """Writes a model in the form that a runtime loads in a precision, dense or sparse.
 
@@ -249,6 +255,7 @@ def build_in(
         threads: of one inference.
         folder: where the files go.
         known: formats that were built already: a less exact precision may allow nothing that is faster.
+        calls: inputs of the calls that it is made for, the most frequent first.
 
     Returns:
         How it is loaded, and the format of each place; None where nothing would be sparse, or nothing new.
@@ -257,7 +264,7 @@ def build_in(
         LstmoptError: the runtime cannot build it.
     """
     if not is_sparse(precision):
-        return runtime(name).build(source, precision, folder), {}
+        return runtime(name).build(source, precision, folder, calls), {}
     formats = choose(name, precision)
     if not formats or formats in known:
         return None
@@ -268,6 +275,6 @@ def nothing_sparse(name: str) -> LstmoptError:
     """Returns the error of a model without weights that sparse ops would gain by."""
     return LstmoptError(
         name,
-        "no LSTM or product in it has so many zeros that a sparse op is faster",
+        "no LSTM, GRU or product in it has so many zeros that a sparse op is faster",
         "prune it with lstmopt optimize, or name a dense format",
     )

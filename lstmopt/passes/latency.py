@@ -16,6 +16,7 @@ import numpy as np
 from lstmopt.errors import LstmoptError
 from lstmopt.measure.kind import DENSE, Kind
 from lstmopt.measure.table import LatencyTable
+from lstmopt.rnn.cells import CELLS, LSTM
 from lstmopt.rnn.groups import analyse
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from lstmopt.passes.candidates import Candidate
     from lstmopt.rnn.groups import Analysis
     from lstmopt.targets import Target
+
+GATES = {cell.kind: len(cell.gates) for cell in CELLS}
 
 COMBINATIONS = 50_000
 """Most combinations of hidden sizes that are looked at; with more, every other size is left out."""
@@ -38,12 +41,16 @@ class Layer:
         hidden_size: hidden units of a direction.
         input_size: features of a step, or None where they are hidden units as many as its own.
         directions: 1 or 2.
+        cell: its kind, as ONNX calls it.
+        reset_after: of a GRU, whether its reset comes after the product with R.
     """
 
     name: str
     hidden_size: int
     input_size: int | None
     directions: int
+    cell: str = LSTM.kind
+    reset_after: bool = False
 
 
 def free_layers(analysis: Analysis) -> tuple[Layer, ...]:
@@ -61,7 +68,10 @@ def free_layers(analysis: Analysis) -> tuple[Layer, ...]:
         tied = bool((analysis.inputs[name] > 0).all()) and weights.input_size == weights.hidden_size
         if name in free:
             size = None if tied else weights.input_size
-            found.append(Layer(name, weights.hidden_size, size, weights.num_directions))
+            cell = weights.cell.kind
+            found.append(
+                Layer(name, weights.hidden_size, size, weights.num_directions, cell, weights.reset_after)
+            )
     return tuple(found)
 
 
@@ -80,7 +90,9 @@ def fitting(tables: Sequence[LatencyTable], layer: Layer, target: Target) -> lis
     calls = (layer.input_size, layer.directions, target.threads, shape.batch, shape.sequence)
     found: dict[Kind, LatencyTable] = {}
     for table in tables:
+        form = table.cell, table.reset_after
         same = (table.input_size, table.directions, table.threads, table.batch, table.sequence) == calls
+        same = same and form == (layer.cell, layer.reset_after)
         inside = min(table.dimensions) <= layer.hidden_size <= max(table.dimensions)
         if same and inside and (table.runtime, table.precision) in wanted:
             mine = table if table.layer == layer.name else table.model_copy(update={"layer": layer.name})
@@ -135,7 +147,7 @@ class LatencyModel:
     def parameters(self, sizes: Mapping[str, int]) -> int:
         """Returns the entries of W and R that the layers that can change keep, given their hidden sizes."""
         whole = sum(
-            4 * table.directions * sizes[name] * (self.inputs(name, sizes) + sizes[name])
+            GATES[table.cell] * table.directions * sizes[name] * (self.inputs(name, sizes) + sizes[name])
             for name, table in self.tables.items()
         )
         return round(self.kind.density * whole)

@@ -17,6 +17,7 @@ from lstmopt.measure.table import LatencyTable
 from lstmopt.passes.candidates import best_peer
 from lstmopt.passes.kinds import DENSITIES, asked_kinds, usable_kinds
 from lstmopt.passes.latency import Layer, fitting, free_layers
+from lstmopt.rnn.cells import LSTM
 from lstmopt.rnn.groups import analyse
 from lstmopt.rnn.reader import require_rnns
 from lstmopt.runtimes import runtime
@@ -190,7 +191,8 @@ def _unused(table: LatencyTable) -> str:
     return (
         f"the latency table of {table.layer} was not used, no layer of the model on the target's calls is "
         f"like it: {table.kind.title}, {table.threads} thread(s), batch {table.batch}, "
-        f"{table.sequence} steps, input size {size}, hidden sizes up to {max(table.dimensions)}"
+        f"{table.sequence} steps, {table.cell} of input size {size}, hidden sizes up to "
+        f"{max(table.dimensions)}"
     )
 
 
@@ -198,7 +200,10 @@ def _foreign(table: LatencyTable) -> list[str]:
     """Returns what a user should know who brought this table."""
     notes = []
     if differing := table.foreign():
-        notes.append(f"the latency table of {table.layer} is of another CPU ({', '.join(differing)} differ)")
+        other = f"GPU, {table.fingerprint.gpu}" if table.fingerprint.gpu else "CPU"
+        notes.append(
+            f"the latency table of {table.layer} is of another {other} ({', '.join(differing)} differ)"
+        )
     version = runtime(table.runtime).status().version
     if version and version != table.version:
         notes.append(
@@ -266,6 +271,8 @@ def layer_tables(
             "sequence": shape.sequence,
         }
         version = [runtime(kind.runtime).status().version]
+        if layer.cell != LSTM.kind:
+            what |= {"cell": layer.cell, "reset_after": layer.reset_after}
         if kind.pattern != DENSE:
             what |= {"pattern": kind.pattern, "density": kind.density}
             version.append(hashlib.sha256(library(kind.runtime).read_bytes()).hexdigest())

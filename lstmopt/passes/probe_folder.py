@@ -16,7 +16,9 @@ from lstmopt.measure.table import LatencyTable
 from lstmopt.passes.kinds import DENSITIES, asked_kinds, usable_kinds
 from lstmopt.passes.latency import Layer
 from lstmopt.passes.probe import Progress, grid, layer_tables, model_layers
+from lstmopt.rnn.cells import GRU, LSTM
 from lstmopt.rnn.files import load_model
+from lstmopt.runtimes import runtime
 from lstmopt.runtimes.ops import ABSENT, available
 from lstmopt.runtimes.ops.libraries import MEND
 from lstmopt.sparsity.patterns import parse_pattern
@@ -88,6 +90,7 @@ def probe_to_folder(
     progress: Progress,
     patterns: Sequence[str] = (),
     densities: Sequence[float] = (),
+    cell: str = LSTM.kind,
 ) -> ProbeResult:
     """Probes the layers of a model, or a bare one, and writes tables and pictures.
 
@@ -101,6 +104,7 @@ def probe_to_folder(
         progress: told how far it is.
         patterns: of sparse layers; the target's where none is given.
         densities: of sparse layers, in 0..1; `DENSITIES` where none is given.
+        cell: of a bare layer, "LSTM" or "GRU", this one with the reset after the product.
 
     Raises:
         LstmoptError: neither or both of model and hidden size are given, a bad model, or patterns or
@@ -115,7 +119,7 @@ def probe_to_folder(
         layers = model_layers(load_model(model), str(model))
     else:
         assert hidden_size is not None
-        layers = (Layer(f"bare-{hidden_size}", hidden_size, input_size, 1),)
+        layers = (Layer(f"bare-{hidden_size}", hidden_size, input_size, 1, cell, cell == GRU.kind),)
     kinds = _kinds(chosen, patterns, densities)
     rows = []
     for layer in layers:
@@ -158,6 +162,14 @@ def _kinds(target: Target, patterns: Sequence[str], densities: Sequence[float]) 
         parse_pattern(pattern)
     asked = asked_kinds(target, tuple(patterns) or None, tuple(densities) or DENSITIES)
     kinds = usable_kinds(asked)
+    if not kinds and not (patterns or densities):
+        told = {name: runtime(name).status().reason for name in dict.fromkeys(kind.runtime for kind in asked)}
+        reasons = [f"{name}: {reason}" for name, reason in told.items() if reason]
+        raise LstmoptError(
+            f"target {target.name}",
+            "; ".join(reasons) or "none of its precisions runs on this machine",
+            "probe on the machine that is meant, or see lstmopt doctor",
+        )
     if (patterns or densities) and not any(kind.pattern != DENSE for kind in kinds):
         where = "--pattern" if patterns else "--density"
         runtimes = {kind.runtime for kind in asked if kind.pattern != DENSE}

@@ -10,14 +10,14 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lstmopt.rnn.cells import LSTM
 from lstmopt.rnn.constants import constant_value
-from lstmopt.rnn.reader import INITIAL_C, INITIAL_H, SEQUENCE_LENS, RnnLayer, X, find_rnns
+from lstmopt.rnn.reader import INITIAL_H, SEQUENCE_LENS, RnnLayer, X, find_rnns
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.rnn.writer import free_name, replace_constant, write_weights
-from lstmopt.runtimes.ops import DOMAIN, VERSION, sparse_lstm, sparse_matmul
+from lstmopt.runtimes.ops import DOMAIN, VERSION, sparse_layer, sparse_matmul
 from lstmopt.runtimes.ops.nodes import constants_of
 from lstmopt.sparsity.formats import FORMATS, Format, format_named
+from lstmopt.sparsity.formats.layers import layer_bytes, pack_layer
 from lstmopt.sparsity.formats.shared import I8Shared
 
 Array = npt.NDArray[np.floating]
@@ -35,7 +35,7 @@ class Place:
     Attributes:
         name: of the layer, or of the product's node.
         node: the node.
-        layer: of an LSTM; None for a product.
+        layer: of a recurrent node; None for a product.
         matrices: ``[gates, units, columns]``: W and R of each direction, or the one of a product.
     """
 
@@ -54,6 +54,19 @@ class Place:
         """What the weights can be packed in: all formats, but for a product the one that gates share."""
         return tuple(f for f in FORMATS.values() if self.layer is not None or not isinstance(f, I8Shared))
 
+    def packed_bytes(self, item: Format) -> int:
+        """Returns how many bytes the weights take in a format."""
+        if self.layer is None:
+            return item.packed_bytes(self.matrices[0] != 0)
+        assert self.layer.weights is not None
+        return layer_bytes(item, self.layer.weights)
+
+    @property
+    def form(self) -> tuple[str, bool]:
+        """What its latency depends on beside shapes and density: the operator, and a GRU's reset form."""
+        weights = None if self.layer is None else self.layer.weights
+        return self.node.op_type, weights is not None and weights.reset_after
+
     @property
     def input(self) -> ir.Value:
         """What is multiplied: ``[steps, batch, input]`` of a layer, any rank of a product."""
@@ -62,16 +75,17 @@ class Place:
         return value
 
 
-def sparse_places(model: ir.Model) -> tuple[Place, ...]:
+def sparse_places(model: ir.Model, densest: float = DENSEST) -> tuple[Place, ...]:
     """Returns the nodes that a sparse op could replace: at most half of the weights are not zero.
 
-    They are LSTMs that `lstmopt.rnn` supports, MatMul with a constant matrix on the right, and Gemm of
+    They are the layers that `lstmopt.rnn` supports, MatMul with a constant matrix on the right, and Gemm of
     plain form with one.
 
     Args:
         model: the graph; weights in f32.
+        densest: density up to which a place counts; 1 for all of them.
     """
-    layers = {layer.node: layer for layer in find_rnns(model) if layer.supported and layer.cell is LSTM}
+    layers = {layer.node: layer for layer in find_rnns(model) if layer.supported}
     found, taken = [], {layer.name for layer in layers.values()}
     for index, node in enumerate(model.graph):
         if node in layers:
@@ -89,7 +103,7 @@ def sparse_places(model: ir.Model) -> tuple[Place, ...]:
                 name = f"{name}_{index}"
             place = Place(name, node, None, (matrix,))
         taken.add(place.name)
-        if place.density <= DENSEST:
+        if place.density <= densest:
             found.append(place)
     return tuple(found)
 
@@ -114,50 +128,51 @@ def _product(node: ir.Node) -> Array | None:
 
 
 class SparseOps(ir.passes.InPlacePass):
-    """Puts `SparseLSTMSequence` and `SparseMatMul` in the place of LSTM, MatMul and Gemm.
+    """Puts our ops in the place of LSTM, GRU, MatMul and Gemm.
 
     Args:
         formats: the format of each place; those that are not named stay as they are.
         threads: tasks that a step is divided into (ONNX Runtime only).
+        densest: see `sparse_places`.
     """
 
-    def __init__(self, formats: Formats, threads: int = 1) -> None:
-        self._formats, self._threads = formats, threads
+    def __init__(self, formats: Formats, threads: int = 1, densest: float = DENSEST) -> None:
+        self._formats, self._threads, self._densest = formats, threads, densest
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites the model."""
-        places = [place for place in sparse_places(model) if place.name in self._formats]
+        found = sparse_places(model, self._densest)
+        places = [place for place in found if place.name in self._formats]
         for place in places:
-            blobs = [format_named(self._formats[place.name]).pack(matrix) for matrix in place.matrices]
+            item = format_named(self._formats[place.name])
             name = free_name(model.graph, f"{place.name}.sparse")
-            node = self._layer(place, blobs, name) if place.layer else self._matmul(place, blobs[0], name)
+            node = self._layer(place.layer, item, name) if place.layer else self._matmul(place, item, name)
             _replace(model, place.node, node)
         if places:
             model.graph.opset_imports[DOMAIN] = VERSION
             RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, bool(places))
 
-    def _layer(self, place: Place, blobs: list[bytes], name: str) -> ir.Node:
-        layer = place.layer
-        assert layer is not None and layer.weights is not None
-        return sparse_lstm(
-            layer.weights,
-            blobs[0::2],
-            blobs[1::2],
-            place.input,
+    def _layer(self, layer: RnnLayer, item: Format, name: str) -> ir.Node:
+        weights, x = layer.weights, layer.input(X)
+        assert weights is not None and x is not None
+        return sparse_layer(
+            weights,
+            *pack_layer(item, weights),
+            x,
             lengths=layer.input(SEQUENCE_LENS),
-            initial_h=layer.input(INITIAL_H),
-            initial_c=layer.input(INITIAL_C),
+            initial=[layer.input(INITIAL_H + index) for index in range(len(weights.cell.states))],
             name=name,
             threads=self._threads,
         )
 
-    def _matmul(self, place: Place, blob: bytes, name: str) -> ir.Node:
+    def _matmul(self, place: Place, item: Format, name: str) -> ir.Node:
         bias = place.node.inputs[2] if len(place.node.inputs) > 2 else None
         values = None if bias is None else constant_value(bias)
         units = place.matrices[0].shape[1]
         if values is not None:
             values = np.ascontiguousarray(np.broadcast_to(values.reshape(-1), units))
+        blob = item.pack(place.matrices[0])
         return sparse_matmul(blob, place.input, bias=values, name=name, threads=self._threads)
 
 

@@ -77,6 +77,22 @@ def shown_candidates(report: Report) -> tuple[CandidateRecord, ...]:
     return (*report.candidates, *missing)
 
 
+def front(records: Sequence[CandidateRecord]) -> tuple[CandidateRecord, ...]:
+    """Returns the candidates to choose among: for each other one of them is as fast and as accurate.
+
+    Args:
+        records: of measured degradation.
+
+    Returns:
+        The Pareto front, fastest first.
+    """
+    found: list[CandidateRecord] = []
+    for record in sorted(records, key=lambda item: (item.latency_us.median, item.degradation or 0.0)):
+        if not found or (record.degradation or 0.0) < (found[-1].degradation or 0.0):
+            found.append(record)
+    return tuple(found)
+
+
 def scatter(report: Report, width: int) -> str:
     """Returns latency against degradation of all candidates, the contract's limit drawn.
 
@@ -111,6 +127,11 @@ def scatter(report: Report, width: int) -> str:
     limit_text = f"contract: at most {figures.percent(limit, 1)}"
     limit_box = _text_box(limit_text, box.right - 4, y(limit) - 6, "end")
     parts.append(svg.text(limit_text, box.right - 4, y(limit) - 6, "end", "limit-name"))
+    steps: list[tuple[float, float]] = []
+    for record in front(drawn):
+        across, down = x(record.latency_us.median / unit), y(min(record.degradation or 0.0, y.high))
+        steps += [(across, steps[-1][1] if steps else down), (across, down)]
+    parts.append(svg.path(steps, "front"))
     centres = []
     for record in sorted(drawn, key=lambda item: item.shipped):
         place = (x(record.latency_us.median / unit), y(min(record.degradation or 0.0, y.high)))
@@ -235,6 +256,13 @@ def legend(report: Report) -> list[tuple[str, str]]:
         add(shape_of(runtime), "mark neutral", runtime_title(runtime))
     if any(record.name == "original" for record in records):
         add("circle", "mark neutral hollow", "the original")
+    if records:
+        entries.append(
+            (
+                _swatch(svg.path([(1, 3), (8, 3), (8, 13), (15, 13)], "front")),
+                "nothing is both faster and more accurate",
+            )
+        )
     if any(record.shipped for record in records):
         ring = svg.element("circle", cx=8, cy=8, r=7, class_="ring")
         entries.append((_swatch(ring + marker("circle", 8, 8, 3.5, "mark neutral")), "ships"))

@@ -20,6 +20,8 @@ class CellSpec:
         peepholes: gates that have a peephole weight, in the order of ONNX's input P.
         states: names of the carried states, in the order of the operator's outputs after Y.
         activations: ONNX's default activations, in the order of its attribute, for one direction.
+        reset: gates that see the state through another gate: it multiplies either the state or, where the
+            layer says ``reset_after``, the product with R and its bias.
     """
 
     kind: str
@@ -28,6 +30,7 @@ class CellSpec:
     peepholes: tuple[str, ...]
     states: tuple[str, ...]
     activations: tuple[str, ...]
+    reset: tuple[str, ...] = ()
 
     @property
     def to_torch(self) -> tuple[int, ...]:
@@ -65,7 +68,9 @@ GRU = CellSpec(
     peepholes=(),
     states=("h",),
     activations=("Sigmoid", "Tanh"),
+    reset=("h",),
 )
 
-CELLS = (LSTM,)
-"""The cells that are resized and pruned; the bridge trains through a GRU, and leaves it its shape."""
+CELLS = (LSTM, GRU)
+"""The cells that are read, resized and pruned. In both, a unit is known to others by its column of R and by
+what reads Y alone: it can go where those are zero, and where they are zero for it it can come."""

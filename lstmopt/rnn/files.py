@@ -29,9 +29,9 @@ def load_model(path: str | Path) -> ir.Model:
     """
     import onnx_ir as ir
 
-    from lstmopt.rnn.half import FullPrecision, has_narrow_rnns
     from lstmopt.rnn.layout import TimeFirst, is_batch_first
     from lstmopt.rnn.rewriting import rewrite
+    from lstmopt.rnn.widening import FullPrecision, has_narrow_rnns
 
     path = Path(path)
     proto = _parse(path)

@@ -123,7 +123,8 @@ def _flag(node: ir.Node, name: str) -> bool:
 def fold_means(model: ir.Model, plan: Plan, moments: Moments) -> None:
     """Adds the means of removed units to the biases of their readers, in place.
 
-    Where a reader has no bias (a MatMul without Add, a Conv without one) nothing is folded. Units that
+    Where a reader has no bias (a MatMul without Add, a Conv without one) nothing is folded, nor into a gate
+    whose sum the means reach multiplied by another gate. Units that
     nothing reads add nothing, so that removing them stays an identity.
     """
     removed = plan.removed()
@@ -138,9 +139,8 @@ def fold_means(model: ir.Model, plan: Plan, moments: Moments) -> None:
         for lane in plan.analysis.flow.lanes:
             gone = np.isin(lane.codes(), removed)
             if lane.layer == name and gone.any():
-                added[lane.direction, 1] += (
-                    weights.r[lane.direction][..., gone] @ moments.means[lane.base][gone]
-                )
+                means = weights.r[lane.direction][..., gone] @ moments.means[lane.base][gone]
+                added[lane.direction, 1] += means * np.array(weights.adds_state)[:, None]
         if np.any(added):
             biases = np.zeros_like(added) if weights.b is None else weights.b
             folded = (biases + added).astype(weights.w.dtype)

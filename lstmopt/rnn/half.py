@@ -1,88 +1,128 @@
-"""16-bit models, whose recurrent nodes ONNX Runtime does not run, in float32 behind the same interface."""
+"""The model in f16, inputs and outputs as they are: strongly typed runtimes read the precision off it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from lstmopt.rnn.layout import OPERATORS
+from lstmopt.errors import LstmoptError
 
-NARROW = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
-TYPE_ATTRIBUTES = frozenset({"to", "dtype", "stash_type", "output_dtype"})
+FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+LARGEST = float(np.finfo(np.float16).max)
 
+KEPT = {"Resize": (1, 2), "Upsample": (1,), "QuantizeLinear": (1,), "DequantizeLinear": (1,)}
+"""Inputs that ONNX wants in f32 whatever the rest is."""
 
-def has_narrow_rnns(model: ir.Model) -> bool:
-    """Whether a recurrent node's input or weights are 16-bit floats."""
-    return any(
-        value is not None and value.dtype in NARROW
-        for node in model.graph.all_nodes()
-        if node.op_type in OPERATORS and node.domain in ("", "ai.onnx")
-        for value in (*node.inputs[:4], *node.outputs)
-    )
+TYPED = {"Cast": "to", "RandomNormal": "dtype", "RandomUniform": "dtype", "EyeLike": "dtype"}
+"""Operators that name a type."""
 
 
-class FullPrecision(ir.passes.InPlacePass):
-    """Widens every 16-bit float to float32; inputs and outputs keep their types, between casts."""
+class Half(ir.passes.InPlacePass):
+    """Makes every f32 tensor of a model f16, W, R, B of its layers among them.
+
+    The model's inputs and outputs keep their types: a Cast stands after the ones, before the others.
+
+    Raises:
+        LstmoptError: a weight is beyond f16.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrites the main graph and its bodies."""
-        for graph in model.graphs():
-            for value in graph.initializers.values():
-                if value.const_value is not None and value.const_value.dtype in NARROW:
-                    value.const_value = _wide(value.const_value, str(value.name))
-                    value.type = ir.TensorType(ir.DataType.FLOAT)
-            if graph is not model.graph:
-                for value in (*graph.inputs, *graph.outputs):
-                    _widen(value)
-        for node in list(model.graph.all_nodes()):
-            for attribute in list(node.attributes.values()):
-                if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in NARROW:
-                    tensor = _wide(attribute.as_tensor(), attribute.as_tensor().name or "")
-                    node.attributes[attribute.name] = ir.AttrTensor(attribute.name, tensor)
-                elif _names_narrow_type(attribute):
-                    node.attributes[attribute.name] = ir.AttrInt64(attribute.name, int(ir.DataType.FLOAT))
-        interface = {value for value in model.graph.inputs if not value.is_initializer()}
-        narrow = {value: value.dtype for value in interface if value.dtype in NARROW}
-        handed_out = [
-            (index, value) for index, value in enumerate(model.graph.outputs) if value.dtype in NARROW
-        ]
-        for node in model.graph.all_nodes():
-            for value in node.outputs:
-                if value.dtype in NARROW and not any(value is item for _, item in handed_out):
-                    _widen(value)
-        for value in narrow:
-            cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)})
-            value.replace_all_uses_with(cast.outputs[0])
-            cast.replace_input_with(0, value)
-            model.graph.insert_before(model.graph[0], cast)
-        for index, value in handed_out:
-            _hand_out(model.graph, index, value)
+        """Rewrites the model."""
+        graph = model.graph
+        inputs = [value for value in graph.inputs if value.dtype == FLOAT and not value.is_initializer()]
+        outputs = [index for index, value in enumerate(graph.outputs) if value.dtype == FLOAT]
+        _convert(graph)
+        for value in inputs:
+            value.type = ir.TensorType(FLOAT)
+            _cast_input(graph, value)
+        for index in outputs:
+            graph.outputs[index] = _cast_output(graph, graph.outputs[index])
         return ir.passes.PassResult(model, True)
 
 
-def _names_narrow_type(attribute: ir.Attr) -> bool:
-    known = attribute.name in TYPE_ATTRIBUTES and attribute.type == ir.AttributeType.INT
-    return known and attribute.as_int() in {int(kind) for kind in NARROW}
+def _convert(graph: ir.Graph) -> None:
+    """Makes the tensors of a graph and of its subgraphs f16."""
+    kept = {
+        node.inputs[position]
+        for node in graph
+        for position in KEPT.get(node.op_type, ())
+        if position < len(node.inputs)
+    }
+    for value in graph.initializers.values():
+        if value.dtype == FLOAT and value not in kept and value.const_value is not None:
+            value.const_value = _half(value.const_value, str(value.name))
+    for value in (*graph.inputs, *graph.initializers.values()):
+        if value.dtype == FLOAT and value not in kept:
+            value.type = ir.TensorType(HALF)
+    for node in graph:
+        wanted = not kept & set(node.outputs)
+        for name, attribute in list(node.attributes.items()):
+            kind = attribute.type.name
+            if kind == "GRAPH":
+                _convert(attribute.as_graph())
+            elif kind == "GRAPHS":
+                for body in attribute.as_graphs():
+                    _convert(body)
+            elif kind == "TENSOR" and wanted and attribute.as_tensor().dtype == FLOAT:
+                where = str(node.outputs[0].name)
+                node.attributes[name] = ir.AttrTensor(name, _half(attribute.as_tensor(), where))
+            elif name in ("value_float", "value_floats") and node.op_type == "Constant" and wanted:
+                del node.attributes[name]
+                array = np.asarray(attribute.value, np.float32)
+                node.attributes["value"] = ir.AttrTensor(
+                    "value", _half(ir.Tensor(array), str(node.outputs[0].name))
+                )
+        _retype(node)
+        for value in node.outputs:
+            if value.dtype == FLOAT and wanted:
+                value.type = ir.TensorType(HALF)
 
 
-def _wide(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-    return ir.Tensor(np.asarray(tensor.numpy()).astype(np.float32), name=name)
+def _retype(node: ir.Node) -> None:
+    """Changes the type that an operator names."""
+    name = TYPED.get(node.op_type)
+    attribute = node.attributes.get(name) if name else None
+    if attribute is not None and attribute.as_int() == FLOAT:
+        node.attributes[str(name)] = ir.AttrInt64(str(name), HALF)
+    elif attribute is None and node.op_type in ("RandomNormal", "RandomUniform", "ConstantOfShape"):
+        if node.op_type == "ConstantOfShape" and "value" in node.attributes:
+            return
+        if node.op_type == "ConstantOfShape":  # zeros in f32 where it does not say
+            node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(np.zeros(1, np.float16)))
+        else:
+            node.attributes["dtype"] = ir.AttrInt64("dtype", HALF)
 
 
-def _widen(value: ir.Value) -> None:
-    if value.dtype in NARROW:
-        value.type = ir.TensorType(ir.DataType.FLOAT)
+def _half(tensor: ir.TensorProtocol, name: str) -> ir.Tensor[Any]:
+    array = tensor.numpy()
+    finite = array[np.isfinite(array)]
+    if finite.size and float(np.abs(finite).max()) > LARGEST:
+        raise LstmoptError(
+            f"tensor {name!r}", f"holds {np.abs(finite).max():.3g}, beyond f16's {LARGEST:.0f}", "use f32"
+        )
+    return ir.Tensor(np.asarray(array.astype(np.float16), order="C"), name=tensor.name)
 
 
-def _hand_out(graph: ir.Graph, index: int, value: ir.Value) -> None:
-    """Gives an output its narrow type back, under the same name."""
-    name, kind, shape = value.name, value.type, value.shape
-    assert value.dtype is not None
-    cast = ir.node("Cast", [value], {"to": int(value.dtype)})
+def _cast_input(graph: ir.Graph, value: ir.Value) -> None:
+    """Lets everything read an input through a Cast to f16."""
+    cast = ir.node("Cast", [value], {"to": HALF}, outputs=[ir.Value(name=f"{value.name}.f16")])
     made = cast.outputs[0]
-    if value.producer() is not None:
-        value.type = ir.TensorType(ir.DataType.FLOAT)
-    value.name = f"{name}.float"
-    made.name, made.type, made.shape = name, kind, shape
+    made.type, made.shape = ir.TensorType(HALF), value.shape
+    value.replace_all_uses_with(made, replace_graph_outputs=True)
+    cast.replace_input_with(0, value)
+    graph.insert_before(graph[0], cast)
+
+
+def _cast_output(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """Returns an output of the old name in f32, behind a Cast."""
+    name = value.name
+    cast = ir.node("Cast", [value], {"to": FLOAT}, outputs=[ir.Value(name=f"{name}.f32")])
+    made = cast.outputs[0]
+    made.type, made.shape = ir.TensorType(FLOAT), value.shape
     graph.append(cast)
-    graph.outputs[index] = made
+    # Subgraphs may read it by its name: they go on reading the f16 one.
+    value.name = f"{name}.f16"
+    made.name = name
+    return made

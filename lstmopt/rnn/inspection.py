@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _NOT_YET = {
     "DynamicQuantizeLSTM": "quantised and left as they are; start from the model before quantisation",
-    "GRU": "not optimised yet",
     "RNN": "not optimised yet",
     "Loop": "what is left inside is not optimised",
     "Scan": "what is left inside is not optimised",
@@ -126,7 +125,7 @@ def inspect_model(model: ir.Model, source: str = "model") -> Inspection:
     except LstmoptError as error:
         notes.append(f"hidden units were not followed: {error.fault}")
     if not layers:
-        notes.append("no LSTM node: nothing to optimise")
+        notes.append("no LSTM or GRU node: nothing to optimise")
     for kind, what in _NOT_YET.items():
         count = sum(node.op_type == kind for node in model.graph.all_nodes())
         if count:

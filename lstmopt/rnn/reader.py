@@ -16,7 +16,7 @@ from lstmopt.rnn.weights import RnnWeights
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# Positions of ONNX's inputs and outputs of LSTM.
+# Positions of ONNX's inputs and outputs of LSTM; a GRU has the first of them.
 X, W, R, B, SEQUENCE_LENS, INITIAL_H, INITIAL_C, P = range(8)
 Y, Y_H, Y_C = range(3)
 
@@ -77,11 +77,11 @@ def require_rnns(model: ir.Model, source: str) -> tuple[RnnLayer, ...]:
     layers = find_rnns(model)
     supported = tuple(layer for layer in layers if layer.supported)
     if not layers:
-        raise LstmoptError(source, "holds no LSTM node", "see what it holds with lstmopt inspect")
+        raise LstmoptError(source, "holds no LSTM or GRU node", "see what it holds with lstmopt inspect")
     if not supported:
         raise LstmoptError(
             source,
-            f"none of its {len(layers)} LSTM nodes is supported ({layers[0].reason})",
+            f"none of its {len(layers)} LSTM or GRU nodes is supported ({layers[0].reason})",
             "see lstmopt inspect",
         )
     return supported
@@ -132,7 +132,7 @@ def _read(node: ir.Node, cell: CellSpec, name: str, where: str) -> RnnLayer:
     elif int(_attribute(node, "layout", 0)) != 0:
         reason = "layout=1: lstmopt.load_model rewrites it"
     elif weights.w.dtype != np.float32:
-        # ONNX Runtime, the reference of every check, has the LSTM in float32 alone.
+        # ONNX Runtime, the reference of every check, has these layers in float32 alone.
         reason = f"weights of type {weights.w.dtype} are not supported yet"
     return result(weights, reason)
 

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
+BOUNDED = frozenset({"sigmoid", "tanh", "hardsigmoid", "softsign"})
+"""Activations under which no state grows without end, whatever the weights: infinity times 0 would be NaN."""
+
+
 @dataclass(frozen=True)
 class Resized:
     """A model with other hidden sizes.
@@ -53,9 +57,10 @@ def resize(
 ) -> Resized:
     """Gives layers of a model other hidden sizes.
 
-    The least important units go; added ones read small random weights and are read by zeros, so that
-    the function is unchanged. With calibration inputs, a unit's importance is multiplied by the standard
-    deviation of its activation, and a removed unit's mean is folded into the biases of what read it.
+    The least important units go; added ones read small random weights (zeros where an activation has no
+    bound) and are read by zeros, so that the function is unchanged. With calibration inputs, a unit's
+    importance is multiplied by the standard deviation of its activation, and a removed unit's mean is folded
+    into the biases of what read it.
 
     Args:
         model: the graph.
@@ -199,13 +204,21 @@ def _rewrite_layer(
     weights = layer.weights
     assert weights is not None
     w = take(weights.w, columns, 3)
+    names = {name.lower() for name in weights.activations}
+    grows = any(np.any(plan.order[lane.base] == NEW) for lane in lanes if lane.base in plan.order)
+    if grows and "affine" in names:
+        raise LstmoptError(
+            f"layer {layer.name}", "cannot grow: its activation Affine may let added units run off",
+            "only smaller sizes are possible",
+        )  # fmt: skip
     parts: dict[str, list[FloatArray]] = {"w": [], "r": [], "b": [], "p": []}
     for lane in lanes:
         order = plan.order.get(lane.base, np.arange(lane.size))
         new = order == NEW
         rows_w, rows_r = take(w[lane.direction], order, 1), take(weights.r[lane.direction], order, 1)
         rows_r = take(rows_r, order, 2)
-        scale = 1 / np.sqrt(len(order))
+        # Zero rows leave the state of an added unit what activations make of 0, which none lets run off.
+        scale = 1 / np.sqrt(len(order)) if names <= BOUNDED else 0.0
         rows_w[:, new] = rng.uniform(-scale, scale, rows_w[:, new].shape)
         rows_w[:, :, columns == NEW] = 0  # added inputs are read by zeros
         rows_r[:, new] = rng.uniform(-scale, scale, rows_r[:, new].shape)

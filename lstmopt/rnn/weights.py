@@ -90,6 +90,14 @@ class RnnWeights:
         return sum(int(np.count_nonzero(array)) for array in self.matrices)
 
     @property
+    def adds_state(self) -> tuple[bool, ...]:
+        """For each gate whether a constant part of the state adds a constant to its sum, as Rb does.
+
+        Not where the state is multiplied by another gate first.
+        """
+        return tuple(self.reset_after or gate not in self.cell.reset for gate in self.cell.gates)
+
+    @property
     def has_default_activations(self) -> bool:
         """Whether the activations are the cell's defaults, named or not."""
         return self.activations in ((), self.cell.activations * self.num_directions)

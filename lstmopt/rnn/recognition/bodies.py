@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.constants import Array
-from lstmopt.rnn.recognition.building import Builder, replace_value, rnn_node
+from lstmopt.rnn.recognition.building import Builder, rnn_node
 from lstmopt.rnn.recognition.cells import Cell, find_cells
 from lstmopt.rnn.recognition.reading import Frame, Reader
 from lstmopt.rnn.recognition.regions import Constants, Region, Unfit
@@ -386,8 +386,8 @@ def rewrite_body(layer: BodyLayer, builder: Builder, constants: Constants, name:
     made = rnn_node(builder, weights, x, initial, name, builder.graph)
     for value, axis, newest_first in layer.stacks:
         y = made.y if newest_first == reverse else builder.slice(made.y, 0, -1, -(2**31), -1)
-        replace_value(value, builder.transpose(y, (0, 1, 2) if axis == 0 else (1, 0, 2)))
+        builder.replace(value, builder.transpose(y, (0, 1, 2) if axis == 0 else (1, 0, 2)))
     for number, value in layer.last:
         if value.uses() or value.is_graph_output():
             flat = builder.move("Squeeze", made.last[number], [0])
-            replace_value(value, builder.shaped(flat, layer.frame.new[number].shape))
+            builder.replace(value, builder.shaped(flat, layer.frame.new[number].shape))

@@ -27,10 +27,12 @@ class Builder:
     graph: ir.Graph
     opset: int
     nodes: list[ir.Node] = field(default_factory=list)
+    _replaced: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
     def add(self, kind: str, inputs: Sequence[ir.Value | None], count: int = 1, **attributes: Any) -> ir.Node:
         """Adds a node."""
-        node = ir.node(kind, inputs, attributes, num_outputs=count)
+        now = [value if value is None else self._replaced.get(value, value) for value in inputs]
+        node = ir.node(kind, now, attributes, num_outputs=count)
         self.nodes.append(node)
         return node
 
@@ -73,6 +75,19 @@ class Builder:
         """Returns ``[batch, features]`` with ones among its axes, as in a shape that was seen."""
         axis = batch_axis(tuple(shape))
         return self.move("Unsqueeze", value, [a for a in range(len(shape) - 1) if a != axis])
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Gives a value's readers another one, nodes that are added later among them.
+
+        Where the graph hands it out, the new one gets its name and type.
+        """
+        name, handed_out = old.name, old.is_graph_output()
+        new.type, new.shape = old.type, old.shape
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        if handed_out:
+            old.name = f"{name}.written_out"
+            new.name = name
+        self._replaced[old] = new
 
     def finish(self) -> None:
         """Adds the nodes and puts the graph into order."""
@@ -139,13 +154,3 @@ def rnn_node(
     node.name = name
     y = builder.move("Squeeze", node.outputs[0], [1])
     return Layer(node, y, tuple(node.outputs[1:]))
-
-
-def replace_value(old: ir.Value, new: ir.Value) -> None:
-    """Gives a value's readers another one; where the graph hands it out, under the same name and type."""
-    name, type_, shape = old.name, old.type, old.shape
-    handed_out = old.is_graph_output()
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    if handed_out:
-        old.name = f"{name}.written_out"
-        new.name, new.type, new.shape = name, type_, shape

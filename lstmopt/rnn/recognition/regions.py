@@ -34,9 +34,27 @@ class Constants:
         for graph in model.graphs():
             self._constant |= set(graph.initializers.values())
         for node in model.graph.all_nodes():
+            size = self._fixed_size(node)
+            if size is not None:
+                self._arrays[node.outputs[0]] = size
+                self._constant.add(node.outputs[0])
+                continue
             known = all(value is None or value in self._constant for value in node.inputs)
             if known and node.op_type not in RANDOM_OPS and not has_graph(node):
                 self._constant.update(node.outputs)
+
+    def _fixed_size(self, node: ir.Node) -> Array | None:
+        """Returns what a Gather takes from a Shape, where that size is fixed whatever the others are."""
+        shape = node.inputs[0].producer() if node.op_type == "Gather" and node.inputs[0] is not None else None
+        if shape is None or shape.op_type != "Shape" or {"start", "end"} & set(shape.attributes):
+            return None
+        sizes = None if shape.inputs[0] is None else shape.inputs[0].shape
+        index = self.of(node.inputs[1])
+        if sizes is None or index is None or index.size != 1:
+            return None
+        place = int(index.reshape(-1)[0])
+        size = sizes[place] if -len(sizes) <= place < len(sizes) else None
+        return np.full(index.shape, size, np.int64) if isinstance(size, int) else None
 
     def of(self, value: ir.Value | None) -> Array | None:
         """Returns a constant value's array, else None."""

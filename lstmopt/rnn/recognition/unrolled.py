@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from lstmopt.rnn.recognition.building import Builder, replace_value, rnn_node
+from lstmopt.rnn.recognition.building import Builder, rnn_node
 from lstmopt.rnn.recognition.cells import Cell, find_cells
 from lstmopt.rnn.recognition.reading import Frame, Reader
 from lstmopt.rnn.recognition.regions import Constants, Unfit
@@ -200,11 +200,11 @@ def rewrite_chain(chain: Chain, builder: Builder, constants: Constants, name: st
     units = [frame.new[0] for frame in order]
     together = joined([unit.value for unit in units], constants) if len(units[0].shape) == 2 else None
     if together is not None:
-        replace_value(together[0], builder.transpose(layer.y, (0, 1, 2) if together[1] == 0 else (1, 0, 2)))
+        builder.replace(together[0], builder.transpose(layer.y, (0, 1, 2) if together[1] == 0 else (1, 0, 2)))
     last = frames[-1]
     for operand, value in zip(last.new, layer.last, strict=True):
-        replace_value(operand.value, builder.shaped(builder.move("Squeeze", value, [0]), operand.shape))
+        builder.replace(operand.value, builder.shaped(builder.move("Squeeze", value, [0]), operand.shape))
     for index, unit in enumerate(units):
         if unit is not last.new[0] and unit.value.uses():
             one = builder.add("Gather", [layer.y, builder.constant(index)], axis=0).outputs[0]
-            replace_value(unit.value, builder.shaped(one, unit.shape))
+            builder.replace(unit.value, builder.shaped(one, unit.shape))

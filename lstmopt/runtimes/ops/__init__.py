@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from lstmopt.runtimes.ops.libraries import ABSENT, absent, available, digest, library
-from lstmopt.runtimes.ops.nodes import DOMAIN, VERSION, sparse_lstm, sparse_lstm_model, sparse_matmul
+from lstmopt.runtimes.ops.nodes import DOMAIN, VERSION, sparse_layer, sparse_layer_model, sparse_matmul
 
 __all__ = [
     "ABSENT",
@@ -16,7 +16,7 @@ __all__ = [
     "available",
     "digest",
     "library",
-    "sparse_lstm",
-    "sparse_lstm_model",
+    "sparse_layer",
+    "sparse_layer_model",
     "sparse_matmul",
 ]

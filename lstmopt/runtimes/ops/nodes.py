@@ -19,28 +19,26 @@ VERSION = 1
 Array = npt.NDArray[Any]
 
 
-def sparse_lstm(
+def sparse_layer(
     weights: RnnWeights,
     w: Sequence[bytes],
     r: Sequence[bytes],
     x: ir.Value,
     *,
     lengths: ir.Value | None = None,
-    initial_h: ir.Value | None = None,
-    initial_c: ir.Value | None = None,
+    initial: Sequence[ir.Value | None] = (),
     name: str = "rnn",
     threads: int = 1,
 ) -> ir.Node:
-    """Returns a `SparseLSTMSequence` with the inputs and outputs of ONNX's LSTM.
+    """Returns a `SparseLSTMSequence` or `SparseGRUSequence` with the inputs and outputs of ONNX's operator.
 
     Args:
         weights: all of the layer but W and R.
         w: packed input weights, one a direction.
-        r: packed recurrent weights, one a direction.
+        r: packed recurrent weights, one a direction; see `lstmopt.sparsity.formats.layers`.
         x: the input, ``[steps, batch, input]``.
         lengths: ``sequence_lens``.
-        initial_h: ``[directions, batch, hidden]``.
-        initial_c: ``[directions, batch, hidden]``.
+        initial: ``initial_h`` and of an LSTM ``initial_c``, ``[directions, batch, hidden]``.
         name: of the node; its constants are named after it.
         threads: tasks that a step is divided into (ONNX Runtime only).
 
@@ -54,14 +52,14 @@ def sparse_lstm(
         raise ValueError(f"expected packed weights of {directions} directions")
     b = None if weights.b is None else weights.b.reshape(directions, -1)
     p = None if weights.p is None else weights.p.reshape(directions, -1)
+    states = [*initial, *[None] * len(weights.cell.states)][: len(weights.cell.states)]
     inputs: list[ir.Value | None] = [
         x,
         _constant(f"{name}.W", _bytes(w)),
         _constant(f"{name}.R", _bytes(r)),
         None if b is None else _constant(f"{name}.B", np.asarray(b, np.float32)),
         lengths,
-        initial_h,
-        initial_c,
+        *states,
         None if p is None else _constant(f"{name}.P", np.asarray(p, np.float32)),
     ]
     while inputs[-1] is None:
@@ -76,9 +74,12 @@ def sparse_lstm(
         attributes["clip"] = weights.clip
     if weights.input_forget:
         attributes["input_forget"] = 1
+    if weights.reset_after:
+        attributes["linear_before_reset"] = 1
     if threads > 1:
         attributes["threads"] = threads
-    return ir.node("SparseLSTMSequence", inputs, attributes, domain=DOMAIN, num_outputs=3, name=name)
+    kind, outputs = f"Sparse{weights.cell.kind}Sequence", 1 + len(weights.cell.states)
+    return ir.node(kind, inputs, attributes, domain=DOMAIN, num_outputs=outputs, name=name)
 
 
 def sparse_matmul(
@@ -107,7 +108,7 @@ def constants_of(node: ir.Node) -> list[ir.Value]:
     return [value for value in node.inputs if value is not None and value.const_value is not None]
 
 
-def sparse_lstm_model(
+def sparse_layer_model(
     weights: RnnWeights,
     w: Sequence[bytes],
     r: Sequence[bytes],
@@ -126,9 +127,9 @@ def sparse_lstm_model(
         r: packed recurrent weights, one a direction.
         sequence: fixed number of steps; dynamic where None.
         batch: fixed batch; dynamic where None.
-        states: whether ``h_0``, ``c_0`` are inputs and ``h_n``, ``c_n`` outputs.
+        states: whether ``h_0`` and of an LSTM ``c_0`` are inputs, ``h_n`` and ``c_n`` outputs.
         lengths: whether ``lengths`` is an input.
-        threads: see `sparse_lstm`.
+        threads: see `sparse_layer`.
     """
     import onnx_ir as ir
 
@@ -141,20 +142,14 @@ def sparse_lstm_model(
 
     number = ir.DataType.FLOAT
     x = value("x", [steps, rows, weights.input_size], number)
-    state = [value(f"{kind}_0", [directions, rows, hidden], number) for kind in "hc"] if states else []
+    kinds = weights.cell.states
+    state = [value(f"{kind}_0", [directions, rows, hidden], number) for kind in kinds] if states else []
     ends = value("lengths", [rows], ir.DataType.INT32) if lengths else None
-    node = sparse_lstm(
-        weights,
-        w,
-        r,
-        x,
-        lengths=ends,
-        initial_h=state[0] if states else None,
-        initial_c=state[1] if states else None,
-        threads=threads,
-    )
-    shapes = ([steps, directions, rows, hidden], [directions, rows, hidden], [directions, rows, hidden])
-    for output, name, shape in zip(node.outputs, ("y", "h_n", "c_n"), shapes, strict=True):
+    node = sparse_layer(weights, w, r, x, lengths=ends, initial=state, threads=threads)
+    shapes = ([steps, directions, rows, hidden], *[[directions, rows, hidden]] * len(kinds))
+    for output, name, shape in zip(
+        node.outputs, ("y", *[f"{kind}_n" for kind in kinds]), shapes, strict=True
+    ):
         output.name, output.shape, output.type = name, ir.Shape(shape), ir.TensorType(number)
     inputs = [x, *([ends] if ends is not None else []), *state]
     graph = ir.Graph(

@@ -1,6 +1,6 @@
 """How sparse weights are packed for the kernels: one file a format, independent of the instruction set.
 
-A matrix is ``[gates, units, columns]``, of an LSTM's four gates or of one (a plain matrix of a product
+A matrix is ``[gates, units, columns]``, of some gates of a layer or of one (also a plain matrix of a product
 ``x . W'``, its rows the units). A format stores any mask; masks of the patterns of the same width cost
 nothing extra. Sizes are padded inside.
 """

@@ -15,6 +15,8 @@ Array = npt.NDArray[Any]
 LANES = 16
 """Units of a panel: the 32-bit lanes of a 512-bit register."""
 
+MOST_GATES = 4
+
 LARGEST = 2.0**100
 """Largest magnitude of a weight: scales and products of larger ones would leave the range of f32."""
 
@@ -79,8 +81,8 @@ def checked(matrix: Array) -> Array:
     Raises:
         ValueError: its shape, or a weight is not finite or too large.
     """
-    if matrix.ndim != 3 or matrix.shape[0] not in (1, 4) or not matrix.size:
-        raise ValueError(f"a matrix of shape {matrix.shape}, expected [1 or 4, units, columns]")
+    if matrix.ndim != 3 or not 1 <= matrix.shape[0] <= MOST_GATES or not matrix.size:
+        raise ValueError(f"a matrix of shape {matrix.shape}, expected [1 to {MOST_GATES}, units, columns]")
     values = np.array(matrix, dtype=np.float32)
     if not (np.abs(values) <= LARGEST).all():
         raise ValueError("a weight is not finite, or above 2^100")

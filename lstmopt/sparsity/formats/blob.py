@@ -20,7 +20,7 @@ from hashlib import blake2b
 import numpy as np
 
 from lstmopt.errors import LstmoptError
-from lstmopt.sparsity.formats.base import LANES, Array
+from lstmopt.sparsity.formats.base import LANES, MOST_GATES, Array
 from lstmopt.sparsity.formats.layout import Layout
 
 MAGIC = b"LSTMOPTW"
@@ -163,7 +163,7 @@ def read(blob: bytes) -> Parts:
     if int(header["version"]) != VERSION:
         raise refuse(f"are of version {int(header['version'])}, this is version {VERSION}")
     number, gates, units = int(header["format"]), int(header["gates"]), int(header["units"])
-    if number not in SLOT_BYTES or gates not in (1, 4) or not units or not int(header["columns"]):
+    if number not in SLOT_BYTES or not 1 <= gates <= MOST_GATES or not units or not int(header["columns"]):
         raise refuse("have an impossible shape")
     slots, panels = int(header["slots"]), -(-units // LANES)
     each, common = SLOT_BYTES[number]

@@ -1,4 +1,4 @@
-"""i8-shared: the four gates of a unit share one index list."""
+"""i8-shared: the gates of a unit share one index list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lstmopt.sparsity.formats.layout import lay_out
 
 @dataclass(frozen=True)
 class I8Shared:
-    """One lookup of the state feeds four products.
+    """One lookup of the state feeds the products of all gates.
 
     A slot is ``u8[lane][4]`` of indices, then for each gate ``i8[lane][4]`` of values; a scale a row.
     A unit stores what any of its gates keeps.
@@ -36,15 +36,17 @@ class I8Shared:
     @staticmethod
     def _checked(matrix: Array) -> Array:
         values = checked(matrix)
-        if values.shape[0] != 4:
-            raise ValueError("i8-shared is for the four gates of an LSTM")
+        if values.shape[0] == 1:
+            raise ValueError("i8-shared is for the gates of a layer")
         return values
 
     def pack(self, matrix: Array) -> bytes:
         """See `Format.pack`."""
         words, scales = words_of(self._checked(matrix))
-        layout = lay_out((words != 0).any(axis=0, keepdims=True).repeat(4, axis=0), self.width, self.step)
-        data = np.zeros((layout.slots, 5, LANES, self.step), dtype=np.uint8)
+        layout = lay_out(
+            (words != 0).any(axis=0, keepdims=True).repeat(len(words), axis=0), self.width, self.step
+        )
+        data = np.zeros((layout.slots, 1 + len(words), LANES, self.step), dtype=np.uint8)
         kept = words[layout.gate, layout.unit, layout.column]
         data[layout.slot, 0, layout.lane, layout.entry] = layout.column % self.width
         data[layout.slot, 1 + layout.gate, layout.lane, layout.entry] = kept.view(np.uint8)
@@ -52,9 +54,10 @@ class I8Shared:
 
     def packed_bytes(self, mask: Array) -> int:
         """See `Format.packed_bytes`."""
-        union = mask.any(axis=0, keepdims=True).repeat(4, axis=0)
+        gates = len(mask)
+        union = mask.any(axis=0, keepdims=True).repeat(gates, axis=0)
         slots = lay_out(union, self.width, self.step).slots
-        return blob.size(slots, -(-mask.shape[1] // LANES), 4, True, 64 * 5)
+        return blob.size(slots, -(-mask.shape[1] // LANES), gates, True, 64 * (1 + gates))
 
     def owns(self, parts: blob.Parts) -> bool:
         """See `Format.owns`."""
@@ -62,7 +65,7 @@ class I8Shared:
 
     def decode(self, parts: blob.Parts) -> Array:
         """See `Format.decode`."""
-        data = parts.data.reshape(-1, 5, LANES, self.step)
+        data = parts.data.reshape(-1, 1 + parts.shape[0], LANES, self.step)
         slot, gate, lane, entry = np.nonzero(data[:, 1:])
         kept, index = data[slot, 1 + gate, lane, entry], data[slot, 0, lane, entry]
         scales = parts.row_scales()[gate, parts.slot_units()[slot] + lane]

@@ -93,19 +93,20 @@ inline typename Kind::Sum zero_sum(const Matrix& matrix, size_t row) {
 template <class Kind, int Gates>
 inline void half_panel(const Matrix& matrix, size_t panel, size_t half, const uint8_t* state, bool low, __m256* result) {
   constexpr size_t kSlot = Gates * Kind::kGroup + Kind::kShared;
+  constexpr int kSums = Gates == 1 ? 4 : Gates;  // side by side: of the gates, or of a plain matrix's slots
   using Sum = typename Kind::Sum;
-  Sum sums[4] = {Sum{}, Sum{}, Sum{}, Sum{}};
+  Sum sums[kSums] = {};
   for (int gate = 0; gate < Gates && !low; ++gate) {
     sums[gate] = zero_sum<Kind>(matrix, (panel * Gates + gate) * kLanes + 8 * half);
   }
   const uint8_t* slot = &matrix.data[matrix.start[panel] * kSlot];
   const uint32_t* offset = &matrix.offset[matrix.start[panel]];
   const uint32_t* end = &matrix.offset[matrix.start[panel + 1]];
-  for (; offset != end; offset += Gates == 4 ? 1 : 4, slot += Gates == 4 ? kSlot : 4 * kSlot) {
-    for (int j = 0; j < 4; ++j) {
-      const uint8_t* own = Gates == 4 ? slot : slot + j * kSlot;
-      const uint8_t* group = own + (Gates == 4 ? Kind::kShared + j * Kind::kGroup : 0);
-      sums[j] = Kind::add(sums[j], state + offset[Gates == 4 ? 0 : j], own, group, half);
+  for (; offset != end; offset += Gates == 1 ? 4 : 1, slot += Gates == 1 ? 4 * kSlot : kSlot) {
+    for (int j = 0; j < kSums; ++j) {
+      const uint8_t* own = Gates == 1 ? slot + j * kSlot : slot;
+      const uint8_t* group = own + (Gates == 1 ? 0 : Kind::kShared + j * Kind::kGroup);
+      sums[j] = Kind::add(sums[j], state + offset[Gates == 1 ? j : 0], own, group, half);
     }
   }
   if constexpr (Gates == 1) sums[0] = plus(plus(sums[0], sums[1]), plus(sums[2], sums[3]));
@@ -117,7 +118,7 @@ void dot(const Matrix& matrix, const Dot& call) {
   constexpr size_t kRows = Gates * kLanes;
   for (size_t panel = call.first; panel < call.last; ++panel) {
     for (size_t half = 0; half < 2; ++half) {
-      __m256 sums[4], low[4];
+      __m256 sums[Gates], low[Gates];
       half_panel<Kind, Gates>(matrix, panel, half, call.states[0], false, sums);
       if constexpr (Planes == 2) half_panel<Kind, Gates>(matrix, panel, half, call.states[0] + matrix.plane_bytes, true, low);
       for (int gate = 0; gate < Gates; ++gate) {
@@ -142,18 +143,23 @@ DotFunction for_format(Format format) {
     case Format::kI16Bank64: return dot<Words<63>, Gates, 1>;
     case Format::kI8: return dot<Bytes<128, 0>, Gates, 1>;
     case Format::kI8Planes2: return dot<Bytes<128, 0>, Gates, 2>;
-    default: return dot<Bytes<64, 64>, 4, 1>;
+    default: return dot<Bytes<64, 64>, Gates == 1 ? 4 : Gates, 1>;  // of one gate there is none
   }
 }
 
 DotFunction find_dot(const Matrix& matrix, size_t) {
-  return matrix.gates == 4 ? for_format<4>(matrix.format) : for_format<1>(matrix.format);
+  switch (matrix.gates) {
+    case 4: return for_format<4>(matrix.format);
+    case 3: return for_format<3>(matrix.format);
+    case 2: return for_format<2>(matrix.format);
+    default: return for_format<1>(matrix.format);
+  }
 }
 
 bool usable() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 }  // namespace
 
-const Isa kAvx2 = {"avx2", usable, 1, encode, find_dot, cell};
+const Isa kAvx2 = {"avx2", usable, 1, encode, find_dot, cell, gru, gru_gates, gru_state};
 
 }  // namespace lstmopt

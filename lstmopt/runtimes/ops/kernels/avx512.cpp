@@ -42,6 +42,6 @@ bool usable() {
 
 }  // namespace
 
-const Isa kAvx512 = {"avx512", usable, 4, encode, find_dot, cell};
+const Isa kAvx512 = {"avx512", usable, 4, encode, find_dot, cell, gru, gru_gates, gru_state};
 
 }  // namespace lstmopt

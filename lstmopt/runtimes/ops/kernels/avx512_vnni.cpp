@@ -44,6 +44,6 @@ bool usable() {
 
 }  // namespace
 
-const Isa kAvx512Vnni = {"avx512_vnni", usable, 4, encode, find_dot, cell};
+const Isa kAvx512Vnni = {"avx512_vnni", usable, 4, encode, find_dot, cell, gru, gru_gates, gru_state};
 
 }  // namespace lstmopt

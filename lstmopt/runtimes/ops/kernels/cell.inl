@@ -152,3 +152,41 @@ void cell(const Equations& equations, const Cell& call) {
     for (size_t panel = 0; panel < call.panels; ++panel) any_cell(equations, call, panel);
   }
 }
+
+LSTMOPT_INLINE Vector clipped(const Equations& equations, Vector sum) {
+  return at_most(at_least(sum, -equations.clip), equations.clip);
+}
+
+LSTMOPT_INLINE Vector gru_gate(const Equations& equations, Vector sum) {
+  return equations.plain ? sigmoid(sum) : activate(equations.f, clipped(equations, sum));
+}
+
+// (1 - z) . n + z . h, n of the sum of gate h.
+LSTMOPT_INLINE void gru_blend(const Equations& equations, Vector sum, Vector z, float* h) {
+  const Vector n = equations.plain ? tanh(sum) : activate(equations.g, clipped(equations, sum));
+  store(h, (1.0f - z) * n + z * load(h));
+}
+
+void gru(const Equations& equations, const GruCell& call) {
+  for (size_t panel = 0; panel < call.panels; ++panel) {
+    const float *x = call.x + panel * 3 * kLanes, *r = call.r + panel * 3 * kLanes;
+    const Vector z = gru_gate(equations, load(x) + load(r)), reset = gru_gate(equations, load(x + 16) + load(r + 16));
+    gru_blend(equations, load(x + 32) + reset * load(r + 32), z, call.h + panel * kLanes);
+  }
+}
+
+void gru_gates(const Equations& equations, const GruCell& call) {
+  for (size_t panel = 0; panel < call.panels; ++panel) {
+    const float *x = call.x + panel * 3 * kLanes, *r = call.r + panel * 2 * kLanes;
+    store(call.z + panel * kLanes, gru_gate(equations, load(x) + load(r)));
+    const Vector reset = gru_gate(equations, load(x + 16) + load(r + 16));
+    store(call.read + panel * kLanes, reset * load(call.h + panel * kLanes));
+  }
+}
+
+void gru_state(const Equations& equations, const GruCell& call) {
+  for (size_t panel = 0; panel < call.panels; ++panel) {
+    const Vector sum = load(call.x + panel * 3 * kLanes + 32) + load(call.r + panel * kLanes);
+    gru_blend(equations, sum, load(call.z + panel * kLanes), call.h + panel * kLanes);
+  }
+}

@@ -9,6 +9,7 @@ namespace lstmopt {
 
 class Columns {
  public:
+  Columns() = default;
   Columns(const Isa& isa, const Matrix& matrix) : most_(isa.most_columns) {
     if (matrix.format == Format::kI8Planes2) most_ = std::max<size_t>(1, most_ / 2);
     for (size_t count = 1; count <= most_; count *= 2) functions_[count] = isa.dot(matrix, count);
@@ -32,7 +33,7 @@ class Columns {
   }
 
  private:
-  size_t most_;
+  size_t most_ = 0;
   DotFunction functions_[5] = {};
 };
 

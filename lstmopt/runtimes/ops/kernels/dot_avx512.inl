@@ -2,8 +2,8 @@
 // is multiplied (struct Bytes).
 //
 // A format says how to load a bank of a state, how to load the weights of 16 rows, and how to add their
-// products. Four sums run side by side for each state: of a panel's four gates, or for a plain matrix of
-// four slots. Sums of f32 come out the same for any number of states.
+// products. Sums run side by side for each state: of a panel's gates, or for a plain matrix of four
+// slots. Sums of f32 come out the same for any number of states.
 
 struct F32Sums {
   using Sum = __m512;
@@ -73,34 +73,34 @@ constexpr size_t kAhead = 1024;  // bytes that weights are fetched ahead
 
 template <class Kind, int Gates, int Columns, int Planes>
 void dot(const Matrix& matrix, const Dot& call) {
-  constexpr int kStates = Columns * Planes;
+  constexpr int kStates = Columns * Planes, kSums = Gates == 1 ? 4 : Gates;
   constexpr size_t kSlot = Gates * Kind::kGroup + Kind::kShared, kRows = Gates * kLanes;
   const uint8_t* states[kStates];
   for (int i = 0; i < kStates; ++i) states[i] = call.states[i / Planes] + (i % Planes) * matrix.plane_bytes;
   for (size_t panel = call.first; panel < call.last; ++panel) {
-    typename Kind::Sum sums[4][kStates];
-    for (int j = 0; j < 4; ++j) {
+    typename Kind::Sum sums[kSums][kStates];
+    for (int j = 0; j < kSums; ++j) {
       for (int i = 0; i < kStates; ++i) {
         // Only one of a row's sums starts with what takes the states' offset away, and of the low plane none.
         sums[j][i] = i % Planes || (Gates == 1 && j) ? typename Kind::Sum{}
-                                                     : zero_sum(matrix, panel * kRows + (Gates == 4 ? j : 0) * kLanes, typename Kind::Sum{});
+                                                     : zero_sum(matrix, panel * kRows + (Gates == 1 ? 0 : j) * kLanes, typename Kind::Sum{});
       }
     }
     const uint8_t* slot = &matrix.data[matrix.start[panel] * kSlot];
     const uint32_t* offset = &matrix.offset[matrix.start[panel]];
     const uint32_t* end = &matrix.offset[matrix.start[panel + 1]];
-    for (; offset != end; offset += Gates == 4 ? 1 : 4, slot += Gates == 4 ? kSlot : 4 * kSlot) {
+    for (; offset != end; offset += Gates == 1 ? 4 : 1, slot += Gates == 1 ? 4 * kSlot : kSlot) {
       // Weights come from the L2 cache, faster when they are asked for early.
 #pragma GCC unroll 16
-      for (size_t line = 0; line < (Gates == 4 ? kSlot : 4 * kSlot); line += 64) __builtin_prefetch(slot + kAhead + line);
+      for (size_t line = 0; line < (Gates == 1 ? 4 * kSlot : kSlot); line += 64) __builtin_prefetch(slot + kAhead + line);
       typename Kind::Bank banks[kStates];
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        const uint8_t* own = Gates == 4 ? slot : slot + j * kSlot;
-        const typename Kind::Weights weights = Kind::weights(own, Gates == 4 ? own + Kind::kShared + j * Kind::kGroup : own);
+      for (int j = 0; j < kSums; ++j) {
+        const uint8_t* own = Gates == 1 ? slot + j * kSlot : slot;
+        const typename Kind::Weights weights = Kind::weights(own, Gates == 1 ? own : own + Kind::kShared + j * Kind::kGroup);
 #pragma GCC unroll 4
         for (int i = 0; i < kStates; ++i) {
-          if (Gates == 1 || j == 0) banks[i] = Kind::bank(states[i] + offset[Gates == 4 ? 0 : j]);
+          if (Gates == 1 || j == 0) banks[i] = Kind::bank(states[i] + offset[Gates == 1 ? j : 0]);
           sums[j][i] = Kind::add(sums[j][i], banks[i], weights);
         }
       }
@@ -111,7 +111,11 @@ void dot(const Matrix& matrix, const Dot& call) {
         typename Kind::Sum whole[Planes];
         for (int plane = 0; plane < Planes; ++plane) {
           const int i = column * Planes + plane;
-          whole[plane] = Gates == 4 ? sums[gate][i] : plus(plus(sums[0][i], sums[1][i]), plus(sums[2][i], sums[3][i]));
+          if constexpr (Gates == 1) {
+            whole[plane] = plus(plus(sums[0][i], sums[1][i]), plus(sums[2][i], sums[3][i]));
+          } else {
+            whole[plane] = sums[gate][i];
+          }
         }
         const size_t row = panel * kRows + gate * kLanes;
         __m512 sum = finish<Planes>(matrix, row, call.scales[column], whole);
@@ -135,10 +139,15 @@ DotFunction for_format(Format format, size_t columns) {
     case Format::kI16Bank64: return for_columns<Words64, Gates>(columns);
     case Format::kI8: return for_columns<OwnBytes, Gates>(columns);
     case Format::kI8Planes2: return columns == 1 ? dot<OwnBytes, Gates, 1, 2> : dot<OwnBytes, Gates, 2, 2>;
-    default: return for_columns<SharedBytes, 4>(columns);  // has four gates always
+    default: return for_columns<SharedBytes, Gates == 1 ? 4 : Gates>(columns);  // of one gate there is none
   }
 }
 
 DotFunction find_dot(const Matrix& matrix, size_t columns) {
-  return matrix.gates == 4 ? for_format<4>(matrix.format, columns) : for_format<1>(matrix.format, columns);
+  switch (matrix.gates) {
+    case 4: return for_format<4>(matrix.format, columns);
+    case 3: return for_format<3>(matrix.format, columns);
+    case 2: return for_format<2>(matrix.format, columns);
+    default: return for_format<1>(matrix.format, columns);
+  }
 }

@@ -53,12 +53,15 @@ float next(const float* values, size_t count, size_t& used, float otherwise) {
 
 }  // namespace
 
-std::vector<Equations> read_equations(const lstmopt_lstm_config& config, size_t directions) {
+std::vector<Equations> read_equations(const lstmopt_layer_config& config, size_t directions) {
   std::vector<std::string> names = words(config.activations);
+  const size_t each = config.cell == LSTMOPT_GRU ? 2 : 3;  // activations of a direction
   if (names.empty()) {
-    for (size_t i = 0; i < directions; ++i) names.insert(names.end(), {"sigmoid", "tanh", "tanh"});
+    for (size_t i = 0; i < each * directions; ++i) names.push_back(i % each ? "tanh" : "sigmoid");
   }
-  if (names.size() != 3 * directions) throw Refusal{"activations: expected " + std::to_string(3 * directions) + " names"};
+  if (names.size() != each * directions) {
+    throw Refusal{"activations: expected " + std::to_string(each * directions) + " names"};
+  }
   if (!(config.clip >= 0)) throw Refusal{"clip is negative or not a number"};
   std::vector<Function> functions;
   size_t alphas = 0, betas = 0;
@@ -75,7 +78,7 @@ std::vector<Equations> read_equations(const lstmopt_lstm_config& config, size_t 
   }
   std::vector<Equations> result;
   for (size_t i = 0; i < directions; ++i) {
-    const Function f = functions[3 * i], g = functions[3 * i + 1], h = functions[3 * i + 2];
+    const Function f = functions[each * i], g = functions[each * i + 1], h = functions[each * i + each - 1];
     const float clip = config.clip > 0 ? config.clip : std::numeric_limits<float>::infinity();
     const bool plain = f.kind == Activation::kSigmoid && g.kind == Activation::kTanh && h.kind == Activation::kTanh &&
                        config.clip == 0 && !config.input_forget;

@@ -9,6 +9,6 @@
 namespace lstmopt {
 
 // Returns the equations of each direction. Throws Refusal.
-std::vector<Equations> read_equations(const lstmopt_lstm_config& config, size_t directions);
+std::vector<Equations> read_equations(const lstmopt_layer_config& config, size_t directions);
 
 }  // namespace lstmopt

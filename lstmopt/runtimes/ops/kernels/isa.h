@@ -1,4 +1,4 @@
-// One implementation of the three inner functions for each instruction set, chosen at run time.
+// One implementation of the inner functions for each instruction set, chosen at run time.
 //
 // The files of the instruction sets are compiled with their own flags. They keep everything in an
 // anonymous namespace and use no templates of the standard library: the linker would be free to pick
@@ -30,7 +30,7 @@ struct Function {
   float alpha, beta;
 };
 
-// What an LSTM does to its sums, beside the weights.
+// What a cell does to its sums, beside the weights; a GRU has no h.
 struct Equations {
   Function f, g, h;
   float clip;  // infinity: none
@@ -38,13 +38,24 @@ struct Equations {
   bool plain;  // the default activations and nothing else
 };
 
-// The update of some panels of one sequence's states.
+// The update of some panels of one sequence's states, of an LSTM.
 struct Cell {
   size_t panels;
   const float* x;  // input part of the sums, [panels, 4, 16]
   const float* r;  // recurrent part
   const float* p;  // peepholes, [panels, 3, 16], or null
   float* c;        // [panels, 16]
+  float* h;
+};
+
+// The same of a GRU. Where the reset comes before the product, the update is in two parts: `z` and `read` are
+// what the first hands to the second.
+struct GruCell {
+  size_t panels;
+  const float* x;  // input part of the sums, [panels, 3, 16]
+  const float* r;  // recurrent part, [panels, 3, 16]; of the first part [panels, 2, 16], of the second [panels, 16]
+  float* z;        // [panels, 16]
+  float* read;     // [panels, 16]: reset . h, which is multiplied with R
   float* h;
 };
 
@@ -56,6 +67,9 @@ struct Isa {
   void (*encode)(const Matrix&, const float* values, uint8_t* state, float* scale);
   DotFunction (*dot)(const Matrix&, size_t columns);
   void (*cell)(const Equations&, const Cell&);
+  void (*gru)(const Equations&, const GruCell&);  // reset after the product
+  void (*gru_gates)(const Equations&, const GruCell&);
+  void (*gru_state)(const Equations&, const GruCell&);
 };
 
 extern const Isa kPortable;

@@ -1,4 +1,4 @@
-/* Sparse LSTM layers and sparse matrix products on CPUs: the C interface.
+/* Sparse LSTM and GRU layers and sparse matrix products on CPUs: the C interface.
  *
  * Weights are packed by lstmopt/sparsity/formats. Objects are made once, checked then, and used by any
  * number of threads at once. Nothing throws; nothing allocates after a thread's first call of a shape.
@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-typedef struct lstmopt_lstm lstmopt_lstm;
+typedef struct lstmopt_layer lstmopt_layer;
 typedef struct lstmopt_matmul lstmopt_matmul;
 
 /* A runtime's thread pool: run(pool, count, task, argument) calls task(argument, i) for every i below
@@ -24,31 +24,35 @@ typedef struct {
   size_t workers; /* how many tasks are worth making; 0 and 1: none but the caller's thread */
 } lstmopt_parallel;
 
+enum { LSTMOPT_LSTM = 0, LSTMOPT_GRU = 1 };
 enum { LSTMOPT_FORWARD = 0, LSTMOPT_REVERSE = 1, LSTMOPT_BIDIRECTIONAL = 2 };
 
-/* A layer as ONNX's LSTM describes it. W and R are packed, that of the backward direction after that of
- * the forward one. Everything is copied. */
+/* A layer as ONNX's LSTM or GRU describes it: `gates` are 4 or 3. W and R are packed, that of the backward
+ * direction after that of the forward one. Of a GRU whose reset comes before the product R is two matrices a
+ * direction: {z, r} and {h}. Everything is copied. */
 typedef struct {
+  int cell;
   int direction;
   int64_t hidden_size; /* to be checked against the weights; 0: whatever they have */
   const void* w;
   size_t w_bytes;
   const void* r;
   size_t r_bytes;
-  const float* b; /* [directions, 8 * hidden], or NULL */
+  const float* b; /* [directions, 2 * gates * hidden], or NULL */
   size_t b_count;
-  const float* p; /* [directions, 3 * hidden], or NULL */
+  const float* p; /* [directions, 3 * hidden], or NULL; a GRU has none */
   size_t p_count;
-  const char* activations; /* names with a space between them, three a direction; NULL or "": defaults */
+  const char* activations; /* names with a space between them, three a direction, of a GRU two; NULL or "": defaults */
   const float* alpha;
   size_t alpha_count;
   const float* beta;
   size_t beta_count;
   float clip; /* 0: none */
-  int input_forget;
-} lstmopt_lstm_config;
+  int input_forget;        /* of an LSTM */
+  int linear_before_reset; /* of a GRU */
+} lstmopt_layer_config;
 
-/* One call, arrays in ONNX's layout 0. */
+/* One call, arrays in ONNX's layout 0. A GRU looks at neither c0 nor y_c. */
 typedef struct {
   size_t steps;
   size_t batch;
@@ -59,17 +63,17 @@ typedef struct {
   float* y; /* [steps, directions, batch, hidden], or NULL */
   float* y_h;
   float* y_c;
-} lstmopt_lstm_call;
+} lstmopt_layer_call;
 
 /* Returns 0, or 1 and one line of text that says what is wrong. */
-int lstmopt_lstm_create(const lstmopt_lstm_config* config, lstmopt_lstm** layer, char* error, size_t error_bytes);
-void lstmopt_lstm_destroy(lstmopt_lstm* layer);
-size_t lstmopt_lstm_directions(const lstmopt_lstm* layer);
-size_t lstmopt_lstm_hidden(const lstmopt_lstm* layer);
-size_t lstmopt_lstm_input(const lstmopt_lstm* layer);
+int lstmopt_layer_create(const lstmopt_layer_config* config, lstmopt_layer** layer, char* error, size_t error_bytes);
+void lstmopt_layer_destroy(lstmopt_layer* layer);
+size_t lstmopt_layer_directions(const lstmopt_layer* layer);
+size_t lstmopt_layer_hidden(const lstmopt_layer* layer);
+size_t lstmopt_layer_input(const lstmopt_layer* layer);
 
 /* Returns 0, or 1 where memory ran out. `parallel` may be NULL. */
-int lstmopt_lstm_run(const lstmopt_lstm* layer, const lstmopt_lstm_call* call, const lstmopt_parallel* parallel);
+int lstmopt_layer_run(const lstmopt_layer* layer, const lstmopt_layer_call* call, const lstmopt_parallel* parallel);
 
 /* Y [rows, units] = X [rows, columns] . W' + b. */
 int lstmopt_matmul_create(const void* w, size_t w_bytes, const float* b, size_t b_count, lstmopt_matmul** product,

@@ -37,7 +37,7 @@ Format format_of(const Header& header) {
   if (is(2, 64, 1)) return Format::kI16Bank64;
   if (is(3, 64, 1)) return Format::kI8;
   if (is(3, 64, 2)) return Format::kI8Planes2;
-  if (is(4, 64, 1) && header.gates == 4) return Format::kI8Shared;
+  if (is(4, 64, 1) && header.gates > 1) return Format::kI8Shared;
   refuse("are of an unknown format");
 }
 
@@ -134,8 +134,8 @@ void check_entries(Matrix& matrix, const uint16_t* banks) {
   const bool integers = matrix.format != Format::kF32;
   matrix.origin = allocate<int32_t>(integers ? matrix.panels * rows : 0);
   for (size_t panel = 0; panel < matrix.panels; ++panel) {
-    int64_t sums[4 * kLanes] = {};
-    uint64_t magnitudes[4 * kLanes] = {};
+    int64_t sums[kMostGates * kLanes] = {};
+    uint64_t magnitudes[kMostGates * kLanes] = {};
     for (size_t slot = matrix.start[panel]; slot < matrix.start[panel + 1]; ++slot) {
       const size_t first = banks[slot] * matrix.width;
       visit_slot(matrix, slot, [&](size_t row, size_t index, int32_t value) {
@@ -165,7 +165,7 @@ Matrix read_matrix(const void* blob, size_t bytes, size_t* used) {
   if (header.version != kVersion) {
     refuse("are of version " + std::to_string(header.version) + ", this library reads version " + std::to_string(kVersion));
   }
-  if ((header.gates != 1 && header.gates != 4) || !header.units || !header.columns || header.units > kMostUnits ||
+  if (header.gates < 1 || header.gates > kMostGates || !header.units || !header.columns || header.units > kMostUnits ||
       header.columns > kMostColumns || header.reserved) {
     refuse("have an impossible shape");
   }

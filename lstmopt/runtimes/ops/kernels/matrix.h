@@ -9,6 +9,7 @@
 namespace lstmopt {
 
 constexpr size_t kLanes = 16;
+constexpr size_t kMostGates = 4;
 
 enum class Format { kF32, kI16Bank32, kI16Bank64, kI8, kI8Planes2, kI8Shared };
 

@@ -87,6 +87,6 @@ bool always() { return true; }
 
 }  // namespace
 
-const Isa kPortable = {"portable", always, 1, encode, find_dot, cell};
+const Isa kPortable = {"portable", always, 1, encode, find_dot, cell, gru, gru_gates, gru_state};
 
 }  // namespace lstmopt

@@ -12,6 +12,7 @@ extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps
   static ort::Domain* const domain = [api]() -> ort::Domain* {
     ort::Domain* made = nullptr;
     if (ort::CreateDomain::call(api, "lstmopt", &made) || ort::DomainAdd::call(api, made, &lstmopt_ort::kSparseLstm) ||
+        ort::DomainAdd::call(api, made, &lstmopt_ort::kSparseGru) ||
         ort::DomainAdd::call(api, made, &lstmopt_ort::kSparseMatMul)) {
       return nullptr;
     }

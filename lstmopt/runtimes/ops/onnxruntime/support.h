@@ -60,6 +60,6 @@ struct Pool {
 };
 lstmopt_parallel parallel(Pool& pool, size_t threads);
 
-extern const ort::CustomOp kSparseLstm, kSparseMatMul;
+extern const ort::CustomOp kSparseLstm, kSparseGru, kSparseMatMul;
 
 }  // namespace lstmopt_ort

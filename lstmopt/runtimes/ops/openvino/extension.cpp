@@ -1,16 +1,18 @@
-// What OpenVINO finds in the library: the two ops for its own files, and how ONNX's nodes of the domain
+// What OpenVINO finds in the library: the ops for its own files, and how ONNX's nodes of the domain
 // "lstmopt" become them.
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
 #include <openvino/frontend/onnx/extension/conversion.hpp>
 
-#include "sparse_lstm.hpp"
+#include "sparse_layer.hpp"
 #include "sparse_matmul.hpp"
 
 namespace {
 
+using lstmopt_ov::SparseGRUSequence;
 using lstmopt_ov::SparseLSTMSequence;
 using lstmopt_ov::SparseMatMul;
+using lstmopt_ov::SparseSequence;
 using ov::frontend::NodeContext;
 
 // Whether ONNX's node has an input there: an absent one is a node of a type of the frontend's own.
@@ -28,13 +30,14 @@ std::vector<float> floats(const NodeContext& node, const std::string& name) {
   return std::vector<float>(wide.begin(), wide.end());
 }
 
-ov::OutputVector convert_lstm(const NodeContext& node) {
+template <class Op>
+ov::OutputVector convert_layer(const NodeContext& node) {
   const char* const names[] = {"X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"};
-  SparseLSTMSequence::Attributes attributes;
+  SparseSequence::Attributes attributes;
   ov::OutputVector inputs;
   for (size_t i = 0; i < 8; ++i) {
     if (!has_input(node, i)) {
-      FRONT_END_OP_CONVERSION_CHECK(i > 2, "SparseLSTMSequence: input ", names[i], " is missing");
+      FRONT_END_OP_CONVERSION_CHECK(i > 2, node.get_op_type(), ": input ", names[i], " is missing");
       continue;
     }
     inputs.push_back(node.get_input(int(i)));
@@ -47,7 +50,8 @@ ov::OutputVector convert_lstm(const NodeContext& node) {
   attributes.activation_beta = floats(node, "activation_beta");
   attributes.clip = node.get_attribute<float>("clip", 0.0f);
   attributes.input_forget = node.get_attribute<int64_t>("input_forget", 0) != 0;
-  return std::make_shared<SparseLSTMSequence>(inputs, attributes)->outputs();
+  attributes.linear_before_reset = node.get_attribute<int64_t>("linear_before_reset", 0) != 0;
+  return std::make_shared<Op>(inputs, attributes)->outputs();
 }
 
 ov::OutputVector convert_matmul(const NodeContext& node) {
@@ -62,7 +66,9 @@ ov::OutputVector convert_matmul(const NodeContext& node) {
 
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({
     std::make_shared<ov::OpExtension<SparseLSTMSequence>>(),
+    std::make_shared<ov::OpExtension<SparseGRUSequence>>(),
     std::make_shared<ov::OpExtension<SparseMatMul>>(),
-    std::make_shared<ov::frontend::onnx::ConversionExtension>("SparseLSTMSequence", "lstmopt", convert_lstm),
+    std::make_shared<ov::frontend::onnx::ConversionExtension>("SparseLSTMSequence", "lstmopt", convert_layer<SparseLSTMSequence>),
+    std::make_shared<ov::frontend::onnx::ConversionExtension>("SparseGRUSequence", "lstmopt", convert_layer<SparseGRUSequence>),
     std::make_shared<ov::frontend::onnx::ConversionExtension>("SparseMatMul", "lstmopt", convert_matmul),
 }));

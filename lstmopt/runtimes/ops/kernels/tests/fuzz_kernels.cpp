@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <ctime>
 
 #include "lstmopt_kernels.h"
@@ -13,7 +14,23 @@ namespace {
 
 constexpr size_t kMostUnits = 512;  // what is larger takes too long, and reads nothing new
 
-// The last byte chooses the instruction set; the blob is W and R both, or a plain matrix.
+// Runs a layer of both cells and either reset, where it is accepted.
+void try_layer(lstmopt_layer_config config) {
+  char fault[200];
+  lstmopt_layer* layer = nullptr;
+  if (lstmopt_layer_create(&config, &layer, fault, sizeof fault)) return;
+  const size_t hidden = lstmopt_layer_hidden(layer), directions = lstmopt_layer_directions(layer);
+  if (hidden <= kMostUnits && lstmopt_layer_input(layer) <= kMostUnits) {
+    const std::vector<float> x(2 * 5 * lstmopt_layer_input(layer), 0.5f);
+    std::vector<float> y(2 * 5 * hidden * directions);
+    const lstmopt_layer_call call = {2, 5, x.data(), nullptr, nullptr, nullptr, y.data(), nullptr, nullptr};
+    lstmopt_layer_run(layer, &call, nullptr);
+  }
+  lstmopt_layer_destroy(layer);
+}
+
+// The last byte chooses the instruction set; the blob is W and R both, or a plain matrix, or R
+// of a GRU whose reset comes before the product, which takes two matrices.
 void try_blob(const uint8_t* data, size_t size) {
   if (!size) return;
   const size_t isa = data[size - 1] % lstmopt_isa_count();
@@ -32,27 +49,38 @@ void try_blob(const uint8_t* data, size_t size) {
     }
     lstmopt_matmul_destroy(product);
   }
-  lstmopt_lstm_config config = {};
+  lstmopt_layer_config config = {};
   config.w = config.r = blob.data();
   config.w_bytes = config.r_bytes = size;
-  lstmopt_lstm* layer = nullptr;
   for (config.direction = LSTMOPT_FORWARD; config.direction <= LSTMOPT_BIDIRECTIONAL; config.direction += 2) {
-    if (lstmopt_lstm_create(&config, &layer, fault, sizeof fault)) continue;
-    const size_t hidden = lstmopt_lstm_hidden(layer), directions = lstmopt_lstm_directions(layer);
-    if (hidden <= kMostUnits) {
-      const std::vector<float> x(2 * 5 * hidden, 0.5f);
-      std::vector<float> y(2 * 5 * hidden * directions);
-      const lstmopt_lstm_call call = {2, 5, x.data(), nullptr, nullptr, nullptr, y.data(), nullptr, nullptr};
-      lstmopt_lstm_run(layer, &call, nullptr);
-    }
-    lstmopt_lstm_destroy(layer);
+    config.cell = LSTMOPT_LSTM, config.linear_before_reset = 0;
+    try_layer(config);
+    config.cell = LSTMOPT_GRU, config.linear_before_reset = 1;
+    try_layer(config);
   }
+  // {z, r} and {h} of R in one blob, behind a W that has nothing wrong.
+  uint32_t units;
+  if (size < 64) return;
+  std::memcpy(&units, &blob[16], sizeof units);
+  if (!units || units > kMostUnits) return;
+  testing::Random random(1);
+  const std::vector<uint8_t> w = testing::random_blob(random, testing::kKinds[0], 3, int(units), 9, 1).blob;
+  config.cell = LSTMOPT_GRU, config.linear_before_reset = 0, config.direction = LSTMOPT_FORWARD;
+  config.w = w.data(), config.w_bytes = w.size();
+  try_layer(config);
 }
 
 std::vector<uint8_t> fresh(testing::Random& random) {
   const testing::Kind& kind = testing::kKinds[testing::between(random, 0, 5)];
-  const int size = testing::between(random, 1, 80), gates = kind.format == 4 || testing::between(random, 0, 1) ? 4 : 1;
-  std::vector<uint8_t> blob = testing::random_blob(random, kind, gates, size, size, testing::between(random, 0, 2)).blob;
+  const int size = testing::between(random, 1, 80), slots = testing::between(random, 0, 2);
+  // 2: both matrices of R of a GRU whose reset comes before the product.
+  const int gates = testing::between(random, kind.format == 4 ? 2 : 1, 4);
+  std::vector<uint8_t> blob = testing::random_blob(random, kind, gates, size, size, slots).blob;
+  if (gates == 2) {
+    const testing::Kind& plain = kind.format == 4 ? testing::kKinds[3] : kind;
+    const std::vector<uint8_t> rest = testing::random_blob(random, plain, 1, size, size, slots).blob;
+    blob.insert(blob.end(), rest.begin(), rest.end());
+  }
   blob.push_back(uint8_t(testing::between(random, 0, 255)));
   return blob;
 }

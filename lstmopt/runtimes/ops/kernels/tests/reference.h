@@ -1,4 +1,4 @@
-// ONNX's LSTM in double precision, written from its specification, one value at a time.
+// ONNX's LSTM and GRU in double precision, written from their specifications, one value at a time.
 #pragma once
 
 #include <cmath>
@@ -8,13 +8,17 @@
 namespace testing {
 
 struct Layer {
+  bool gru = false, reset_after = false;
   int direction = 0, directions = 1, hidden = 1, input = 1;
-  std::vector<std::vector<double>> w, r;  // [direction][4, hidden, columns]
+  std::vector<std::vector<double>> w, r;  // [direction][gates, hidden, columns]
   std::vector<float> b, p;
-  std::vector<std::string> activations;  // three a direction
+  std::vector<std::string> activations;  // three a direction, of a GRU two
   std::vector<double> alpha, beta;       // one an activation
   double clip = 0;
   bool input_forget = false;
+
+  int gates() const { return gru ? 3 : 4; }
+  int functions() const { return gru ? 2 : 3; }  // activations of a direction
 };
 
 struct Result {
@@ -35,6 +39,31 @@ inline double activate(const std::string& name, double a, double b, double x) {
   return std::log1p(std::exp(x));
 }
 
+// One step of one row: a GRU's new state from W x, without biases, and the old one.
+template <class Act, class Clip>
+std::vector<double> gru_step(const Layer& layer, int d, const std::vector<double>& sums, const std::vector<double>& h,
+                             const Act& act, const Clip& clip) {
+  const int H = layer.hidden;
+  const auto bias = [&](int which, int g, int u) { return layer.b.empty() ? 0.0 : double(layer.b[((d * 2 + which) * 3 + g) * H + u]); };
+  const auto recurrent = [&](int g, int u, const std::vector<double>& read) {
+    double sum = bias(1, g, u);
+    for (int i = 0; i < H; ++i) sum += layer.r[d][(size_t(g) * H + u) * H + i] * read[i];
+    return sum;
+  };
+  const auto given = [&](int g, int u) { return sums[g * H + u] + bias(0, g, u); };
+  std::vector<double> z(H), reset(H), read(H), next(H);
+  for (int u = 0; u < H; ++u) {
+    z[u] = act(0, clip(given(0, u) + recurrent(0, u, h)));
+    reset[u] = act(0, clip(given(1, u) + recurrent(1, u, h)));
+    read[u] = reset[u] * h[u];
+  }
+  for (int u = 0; u < H; ++u) {
+    const double inner = layer.reset_after ? reset[u] * recurrent(2, u, h) : recurrent(2, u, read);
+    next[u] = (1 - z[u]) * act(1, clip(given(2, u) + inner)) + z[u] * h[u];
+  }
+  return next;
+}
+
 inline Result run(const Layer& layer, int steps, int batch, const float* x, const int32_t* lengths, const float* h0,
                   const float* c0) {
   const int H = layer.hidden, I = layer.input, D = layer.directions;
@@ -44,7 +73,7 @@ inline Result run(const Layer& layer, int steps, int batch, const float* x, cons
   result.y_c = result.y_h;
   for (int d = 0; d < D; ++d) {
     const auto act = [&](int which, double value) {
-      const int i = 3 * d + which;
+      const int i = layer.functions() * d + which;
       return activate(layer.activations[i], layer.alpha[i], layer.beta[i], value);
     };
     const auto clip = [&](double value) { return layer.clip > 0 ? std::fmax(-layer.clip, std::fmin(layer.clip, value)) : value; };
@@ -56,12 +85,20 @@ inline Result run(const Layer& layer, int steps, int batch, const float* x, cons
       const int length = lengths ? std::max(0, std::min(steps, lengths[row])) : steps;
       for (int step = 0; step < length; ++step) {
         const int t = backward ? length - 1 - step : step;
+        const float* row_x = x + (size_t(t) * batch + row) * I;
+        if (layer.gru) {
+          std::vector<double> sums(3 * H);
+          for (int i = 0; i < 3 * H * I; ++i) sums[i / I] += layer.w[d][i] * row_x[i % I];
+          h = gru_step(layer, d, sums, h, act, clip);
+          for (int u = 0; u < H; ++u) result.y[((size_t(t) * D + d) * batch + row) * H + u] = h[u];
+          continue;
+        }
         std::vector<double> sums(4 * H), h_next(H);
         for (int g = 0; g < 4; ++g) {
           for (int u = 0; u < H; ++u) {
             double sum = 0;
             if (!layer.b.empty()) sum += double(layer.b[(d * 8 + g) * H + u]) + layer.b[(d * 8 + 4 + g) * H + u];
-            for (int i = 0; i < I; ++i) sum += layer.w[d][(size_t(g) * H + u) * I + i] * x[(size_t(t) * batch + row) * I + i];
+            for (int i = 0; i < I; ++i) sum += layer.w[d][(size_t(g) * H + u) * I + i] * row_x[i];
             for (int i = 0; i < H; ++i) sum += layer.r[d][(size_t(g) * H + u) * H + i] * h[i];
             sums[g * H + u] = sum;
           }

@@ -54,7 +54,7 @@ struct Made {
   std::vector<uint8_t> w, r;
   std::string names;
   std::vector<float> alphas, betas;
-  lstmopt_lstm* object = nullptr;
+  lstmopt_layer* object = nullptr;
 };
 
 void choose_activations(Random& random, Made& made) {
@@ -62,9 +62,12 @@ void choose_activations(Random& random, Made& made) {
   const char* const any[] = {"Sigmoid", "Tanh", "HardSigmoid", "Softsign", "ScaledTanh", "Relu",
                              "Affine", "LeakyRelu", "ThresholdedRelu", "Elu", "Softplus"};
   const bool defaults = between(random, 0, 2) > 0;
-  for (int i = 0; i < 3 * made.layer.directions; ++i) {
-    // The gates are bounded, lest the state grows without end.
-    std::string name = defaults ? (i % 3 ? "Tanh" : "Sigmoid") : i % 3 == 2 ? any[between(random, 0, 10)] : bounded[between(random, 0, 4)];
+  const int each = made.layer.functions();
+  for (int i = 0; i < each * made.layer.directions; ++i) {
+    // The gates are bounded, lest the state grows without end; a GRU's update gate lies between 0 and 1 for that.
+    std::string name = i % each == 2 ? any[between(random, 0, 10)] : bounded[between(random, 0, 4)];
+    if (made.layer.gru && i % each == 0) name = between(random, 0, 1) ? "Sigmoid" : "HardSigmoid";
+    if (defaults) name = i % each ? "Tanh" : "Sigmoid";
     double alpha = name == "LeakyRelu" ? 0.01 : name == "HardSigmoid" ? 0.2 : 1, beta = name == "HardSigmoid" ? 0.5 : name == "ScaledTanh" ? 1 : 0;
     const bool takes_alpha = name == "LeakyRelu" || name == "HardSigmoid" || name == "ScaledTanh" || name == "Affine" ||
                              name == "ThresholdedRelu" || name == "Elu";
@@ -79,27 +82,44 @@ void choose_activations(Random& random, Made& made) {
   if (defaults) made.names.clear();
 }
 
-Made make(Random& random, const Kind& kind) {
+// What a matrix of R is packed as: all gates of it, or of a GRU that resets before the product {z, r} and {h}.
+Packed random_recurrent(Random& random, const Kind& kind, const Layer& layer, std::vector<uint8_t>& blob) {
+  const bool split = layer.gru && !layer.reset_after;
+  Packed r = random_blob(random, kind, split ? 2 : layer.gates(), layer.hidden, layer.hidden, between(random, 0, 4));
+  blob.insert(blob.end(), r.blob.begin(), r.blob.end());
+  if (!split) return r;
+  // One gate has no index list to share with others.
+  const Kind& plain = kind.format == 4 ? kKinds[3] : kind;
+  const Packed rest = random_blob(random, plain, 1, layer.hidden, layer.hidden, between(random, 0, 4));
+  blob.insert(blob.end(), rest.blob.begin(), rest.blob.end());
+  r.dense.insert(r.dense.end(), rest.dense.begin(), rest.dense.end());
+  return r;
+}
+
+Made make(Random& random, const Kind& kind, bool gru) {
   Made made;
   Layer& layer = made.layer;
+  layer.gru = gru;
+  layer.reset_after = gru && between(random, 0, 1);
   layer.direction = between(random, 0, 2);
   layer.directions = layer.direction == 2 ? 2 : 1;
   layer.hidden = between(random, 1, 140);
   layer.input = between(random, 1, 140);
   for (int d = 0; d < layer.directions; ++d) {
-    const Packed w = random_blob(random, kind, 4, layer.hidden, layer.input, between(random, 0, 4));
-    const Packed r = random_blob(random, kind, 4, layer.hidden, layer.hidden, between(random, 0, 4));
+    const Packed w = random_blob(random, kind, layer.gates(), layer.hidden, layer.input, between(random, 0, 4));
     made.w.insert(made.w.end(), w.blob.begin(), w.blob.end());
-    made.r.insert(made.r.end(), r.blob.begin(), r.blob.end());
+    const Packed r = random_recurrent(random, kind, layer, made.r);
     layer.w.push_back(w.dense);
     layer.r.push_back(r.dense);
   }
-  if (between(random, 0, 3)) layer.b = normals(random, layer.directions * 8 * layer.hidden, 0.3);
-  if (!between(random, 0, 3)) layer.p = normals(random, layer.directions * 3 * layer.hidden, 0.3);
+  if (between(random, 0, 3)) layer.b = normals(random, layer.directions * 2 * layer.gates() * layer.hidden, 0.3);
+  if (!gru && !between(random, 0, 3)) layer.p = normals(random, layer.directions * 3 * layer.hidden, 0.3);
   if (!between(random, 0, 3)) layer.clip = 0.7;
-  layer.input_forget = !between(random, 0, 3);
+  layer.input_forget = !gru && !between(random, 0, 3);
   choose_activations(random, made);
-  lstmopt_lstm_config config = {};
+  lstmopt_layer_config config = {};
+  config.cell = gru ? LSTMOPT_GRU : LSTMOPT_LSTM;
+  config.linear_before_reset = layer.reset_after;
   config.direction = layer.direction;
   config.hidden_size = layer.hidden;
   config.w = made.w.data(), config.w_bytes = made.w.size();
@@ -113,7 +133,7 @@ Made make(Random& random, const Kind& kind) {
   layer.clip = config.clip;
   config.input_forget = layer.input_forget;
   char fault[200] = "";
-  if (lstmopt_lstm_create(&config, &made.object, fault, sizeof fault)) check(false, fault, kind.name);
+  if (lstmopt_layer_create(&config, &made.object, fault, sizeof fault)) check(false, fault, kind.name);
   return made;
 }
 
@@ -121,9 +141,9 @@ struct Errors {
   double worst = 0, squares = 0;
 };
 
-void test_layer(Random& random, const Kind& kind, Errors* errors) {
-  const std::string where = std::string(lstmopt_isa()) + " " + kind.name;
-  Made made = make(random, kind);
+void test_layer(Random& random, const Kind& kind, bool gru, Errors* errors) {
+  const std::string where = std::string(lstmopt_isa()) + (gru ? " gru " : " ") + kind.name;
+  Made made = make(random, kind, gru);
   const Layer& layer = made.layer;
   const size_t D = layer.directions, H = layer.hidden, I = layer.input;
   const size_t steps = between(random, 1, 9), batch = between(random, 1, 9);
@@ -131,13 +151,13 @@ void test_layer(Random& random, const Kind& kind, Errors* errors) {
   std::vector<int32_t> lengths(batch);
   for (int32_t& length : lengths) length = between(random, -1, int(steps) + 1);
   const bool states = between(random, 0, 1), cut = between(random, 0, 1);
-  std::vector<float> y(steps * D * batch * H, 7), y_h(D * batch * H, 7), y_c(D * batch * H, 7);
-  lstmopt_lstm_call call = {steps, batch, x.data(), cut ? lengths.data() : nullptr, states ? h0.data() : nullptr,
+  std::vector<float> y(steps * D * batch * H, 7), y_h(D * batch * H, 7), y_c(D * batch * H, gru ? 0 : 7);
+  lstmopt_layer_call call = {steps, batch, x.data(), cut ? lengths.data() : nullptr, states ? h0.data() : nullptr,
                             states ? c0.data() : nullptr, y.data(), y_h.data(), y_c.data()};
   const lstmopt_parallel parallel = pool();
-  check(!lstmopt_lstm_run(made.object, &call, &parallel), "run", where);
+  check(!lstmopt_layer_run(made.object, &call, &parallel), "run", where);
   const Result want = run(layer, int(steps), int(batch), x.data(), call.lengths, call.h0, call.c0);
-  const double off = std::fmax(error(y, want.y), std::fmax(error(y_h, want.y_h), error(y_c, want.y_c)));
+  const double off = std::fmax(error(y, want.y), std::fmax(error(y_h, want.y_h), gru ? 0 : error(y_c, want.y_c)));
   errors->worst = std::fmax(errors->worst, off);
   errors->squares += off * off;
   check(off < 3 * kind.error, ("error " + std::to_string(off)).c_str(), where);
@@ -150,15 +170,16 @@ void test_layer(Random& random, const Kind& kind, Errors* errors) {
       own_h.insert(own_h.end(), &h0[(d * batch + row) * H], &h0[(d * batch + row) * H] + H);
       own_c.insert(own_c.end(), &c0[(d * batch + row) * H], &c0[(d * batch + row) * H] + H);
     }
-    lstmopt_lstm_call own = {steps, 1, own_x.data(), cut ? &lengths[row] : nullptr, states ? own_h.data() : nullptr,
+    lstmopt_layer_call own = {steps, 1, own_x.data(), cut ? &lengths[row] : nullptr, states ? own_h.data() : nullptr,
                              states ? own_c.data() : nullptr, own_y.data(), own_y_h.data(), own_y_c.data()};
-    lstmopt_lstm_run(made.object, &own, nullptr);
+    lstmopt_layer_run(made.object, &own, nullptr);
     bool same = true;
     for (size_t i = 0; i < steps * D; ++i) same &= !std::memcmp(&own_y[i * H], &y[(i * batch + row) * H], H * 4);
+    for (size_t d = 0; d < D; ++d) same &= !std::memcmp(&own_y_h[d * H], &y_h[(d * batch + row) * H], H * 4);
     for (size_t d = 0; d < D; ++d) same &= !std::memcmp(&own_y_c[d * H], &y_c[(d * batch + row) * H], H * 4);
     check(same, "a row alone differs from the same row in a batch", where);
   }
-  lstmopt_lstm_destroy(made.object);
+  lstmopt_layer_destroy(made.object);
 }
 
 void test_product(Random& random, const Kind& kind) {
@@ -191,8 +212,8 @@ void test_product(Random& random, const Kind& kind) {
 }
 
 // Several threads call one layer at once.
-void test_sharing(Random& random, const Kind& kind) {
-  Made made = make(random, kind);
+void test_sharing(Random& random, const Kind& kind, bool gru) {
+  Made made = make(random, kind, gru);
   const Layer& layer = made.layer;
   const size_t steps = 5, batch = 3;
   const std::vector<float> x = normals(random, steps * batch * layer.input);
@@ -201,15 +222,46 @@ void test_sharing(Random& random, const Kind& kind) {
   for (std::vector<float>& y : results) {
     threads.emplace_back([&] {
       for (int i = 0; i < 5; ++i) {
-        lstmopt_lstm_call call = {steps, batch, x.data(), nullptr, nullptr, nullptr, y.data(), nullptr, nullptr};
+        lstmopt_layer_call call = {steps, batch, x.data(), nullptr, nullptr, nullptr, y.data(), nullptr, nullptr};
         const lstmopt_parallel parallel = pool();
-        lstmopt_lstm_run(made.object, &call, i % 2 ? &parallel : nullptr);
+        lstmopt_layer_run(made.object, &call, i % 2 ? &parallel : nullptr);
       }
     });
   }
   for (std::thread& thread : threads) thread.join();
   for (const std::vector<float>& y : results) check(y == results[0], "threads differ", kind.name);
-  lstmopt_lstm_destroy(made.object);
+  lstmopt_layer_destroy(made.object);
+}
+
+// What does not fit the layer is refused when it is made.
+void test_refusals(Random& random, const Kind& kind) {
+  const Packed three = random_blob(random, kind, 3, 20, 20, 2), four = random_blob(random, kind, 4, 20, 20, 2),
+               two = random_blob(random, kind, 2, 20, 20, 2);
+  const float numbers[120] = {};
+  const auto refused = [&](int cell, int after, const Packed& w, const Packed& r, size_t b, bool p, const char* names,
+                           const char* fault) {
+    lstmopt_layer_config config = {};
+    config.cell = cell, config.linear_before_reset = after, config.activations = names;
+    config.w = w.blob.data(), config.w_bytes = w.blob.size();
+    config.r = r.blob.data(), config.r_bytes = r.blob.size();
+    config.b = b ? numbers : nullptr, config.b_count = b;
+    config.p = p ? numbers : nullptr, config.p_count = 60;
+    lstmopt_layer* layer = nullptr;
+    char text[200] = "";
+    const bool made = !lstmopt_layer_create(&config, &layer, text, sizeof text);
+    check(!made && std::strstr(text, fault), (std::string("not refused rightly: ") + fault + " / " + text).c_str(), kind.name);
+    if (made) lstmopt_layer_destroy(layer);
+  };
+  refused(7, 0, four, four, 0, false, "", "unknown cell");
+  refused(LSTMOPT_LSTM, 1, four, four, 0, false, "", "linear_before_reset is for a GRU");
+  refused(LSTMOPT_LSTM, 0, three, three, 0, false, "", "W is packed for 3 gates, expected 4");
+  refused(LSTMOPT_GRU, 1, four, three, 0, false, "", "W is packed for 4 gates, expected 3");
+  refused(LSTMOPT_GRU, 1, three, two, 0, false, "", "R is packed for 2 gates, expected 3");
+  refused(LSTMOPT_GRU, 0, three, three, 0, false, "", "R is packed for 3 gates, expected 2");
+  refused(LSTMOPT_GRU, 0, three, two, 0, false, "", "packed weights are cut off");
+  refused(LSTMOPT_GRU, 1, three, three, 100, false, "", "B has 100 values, expected 120");
+  refused(LSTMOPT_GRU, 1, three, three, 0, true, "", "P and input_forget are for an LSTM");
+  refused(LSTMOPT_GRU, 1, three, three, 0, false, "Sigmoid Tanh Tanh", "expected 2 names");
 }
 
 // Numbers that are not finite come out as NaN, and stay in their row.
@@ -241,14 +293,18 @@ int main(int count, char** arguments) {
     }
     for (const Kind& kind : kKinds) {
       Random random(7);
-      Errors errors;
-      for (int i = 0; i < layers; ++i) test_layer(random, kind, &errors);
-      const double mean = std::sqrt(errors.squares / layers);
-      check(mean < kind.error, "the mean error", std::string(lstmopt_isa()) + " " + kind.name);
+      for (const bool gru : {false, true}) {
+        Errors errors;
+        for (int i = 0; i < layers; ++i) test_layer(random, kind, gru, &errors);
+        const double mean = std::sqrt(errors.squares / layers);
+        check(mean < kind.error, "the mean error", std::string(lstmopt_isa()) + (gru ? " gru " : " ") + kind.name);
+        for (int i = 0; i < (layers + 9) / 10; ++i) test_sharing(random, kind, gru);
+        std::printf("%-12s %s %-11s mean error %.2e, worst %.2e\n", lstmopt_isa(), gru ? "GRU " : "LSTM", kind.name, mean,
+                    errors.worst);
+      }
+      test_refusals(random, kind);
       for (int i = 0; i < layers && kind.format != 4; ++i) test_product(random, kind);
-      for (int i = 0; i < (layers + 9) / 10; ++i) test_sharing(random, kind);
       if (kind.format != 4) test_not_finite(random, kind);
-      std::printf("%-12s %-11s mean error %.2e, worst %.2e\n", lstmopt_isa(), kind.name, mean, errors.worst);
     }
   }
   std::printf(failures ? "%d FAILED\n" : "all passed\n", failures);

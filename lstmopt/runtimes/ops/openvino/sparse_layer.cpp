@@ -1,4 +1,4 @@
-#include "sparse_lstm.hpp"
+#include "sparse_layer.hpp"
 
 #include <sstream>
 
@@ -27,18 +27,13 @@ bool in_order(const std::vector<std::string>& names) {
 
 }  // namespace
 
-SparseLSTMSequence::SparseLSTMSequence(const ov::OutputVector& inputs, const Attributes& attributes)
-    : Op(inputs), attributes_(attributes) {
-  constructor_validate_and_infer_types();
-}
-
-size_t SparseLSTMSequence::position(const char* name) const {
+size_t SparseSequence::position(const char* name) const {
   const std::vector<std::string> names = words(attributes_.optional);
   const auto found = std::find(names.begin(), names.end(), name);
   return found == names.end() ? kAbsent : kFirstOptional + size_t(found - names.begin());
 }
 
-void SparseLSTMSequence::make_layer() {
+void SparseSequence::make_layer() {
   const size_t b_at = position("B"), p_at = position("P");
   Constants constants;
   for (const size_t at : {size_t(kW), size_t(kR), b_at, p_at}) {
@@ -59,7 +54,8 @@ void SparseLSTMSequence::make_layer() {
   std::vector<float> b, p;
   if (b_at != kAbsent) b = constants[2]->cast_vector<float>();
   if (p_at != kAbsent) p = constants.back()->cast_vector<float>();
-  lstmopt_lstm_config config = {};
+  lstmopt_layer_config config = {};
+  config.cell = cell();
   config.direction = attributes_.direction == "reverse"         ? LSTMOPT_REVERSE
                      : attributes_.direction == "bidirectional" ? LSTMOPT_BIDIRECTIONAL
                      : attributes_.direction == "forward"       ? LSTMOPT_FORWARD
@@ -74,36 +70,38 @@ void SparseLSTMSequence::make_layer() {
   config.beta = attributes_.activation_beta.data(), config.beta_count = attributes_.activation_beta.size();
   config.clip = attributes_.clip;
   config.input_forget = attributes_.input_forget;
-  lstmopt_lstm* made = nullptr;
+  config.linear_before_reset = attributes_.linear_before_reset;
+  lstmopt_layer* made = nullptr;
   char fault[300] = "";
-  NODE_VALIDATION_CHECK(this, !lstmopt_lstm_create(&config, &made, fault, sizeof fault), fault);
+  NODE_VALIDATION_CHECK(this, !lstmopt_layer_create(&config, &made, fault, sizeof fault), fault);
   layer_ = std::make_shared<const Layer>(made, constants);
 }
 
 // Shapes are checked when a model is read or reshaped. OpenVINO copies an op to infer the shapes of an
 // inference, and swallows what is thrown then: shapes that do not fit each other give NaN there, see `run`.
-void SparseLSTMSequence::validate_and_infer_types() {
+void SparseSequence::validate_and_infer_types() {
   const std::vector<std::string> names = words(attributes_.optional);
   NODE_VALIDATION_CHECK(this, in_order(names), "optional: unknown, repeated or unordered names of inputs");
+  NODE_VALIDATION_CHECK(this, cell() == LSTMOPT_LSTM || (position("initial_c") == kAbsent && position("P") == kAbsent),
+                        "optional: a GRU has neither initial_c nor P");
   NODE_VALIDATION_CHECK(this, get_input_size() == kFirstOptional + names.size(), "has a wrong number of inputs");
   NODE_VALIDATION_CHECK(this, is_float(get_input_element_type(kX)), "X has to be f32, f16 or bf16");
   make_layer();
 
-  const auto directions = int64_t(lstmopt_lstm_directions(layer_->get())), hidden = int64_t(lstmopt_lstm_hidden(layer_->get()));
+  const auto directions = int64_t(lstmopt_layer_directions(layer_->get())), hidden = int64_t(lstmopt_layer_hidden(layer_->get()));
   ov::PartialShape x = get_input_partial_shape(kX);
   NODE_VALIDATION_CHECK(this, x.merge_rank(3), "X has to be [steps, batch, input]");
   ov::PartialShape state{directions, x[1], hidden};
   if (!copy_) check_shapes(x, state);
-  set_output_size(3);
+  set_output_size(output_count());
   set_output_type(0, get_input_element_type(kX), ov::PartialShape{x[0], directions, state[1], hidden});
-  set_output_type(1, get_input_element_type(kX), state);
-  set_output_type(2, get_input_element_type(kX), state);
+  for (size_t at = 1; at < output_count(); ++at) set_output_type(at, get_input_element_type(kX), state);
 }
 
 // Throws where shapes do not fit; what the other inputs tell of the batch goes into `state`.
-void SparseLSTMSequence::check_shapes(const ov::PartialShape& x, ov::PartialShape& state) const {
-  NODE_VALIDATION_CHECK(this, x[2].compatible(int64_t(lstmopt_lstm_input(layer_->get()))), "X has ", x[2],
-                        " features, the weights have ", lstmopt_lstm_input(layer_->get()));
+void SparseSequence::check_shapes(const ov::PartialShape& x, ov::PartialShape& state) const {
+  NODE_VALIDATION_CHECK(this, x[2].compatible(int64_t(lstmopt_layer_input(layer_->get()))), "X has ", x[2],
+                        " features, the weights have ", lstmopt_layer_input(layer_->get()));
   for (const char* name : {"initial_h", "initial_c"}) {
     const size_t at = position(name);
     if (at == kAbsent) continue;
@@ -122,8 +120,7 @@ void SparseLSTMSequence::check_shapes(const ov::PartialShape& x, ov::PartialShap
   }
 }
 
-std::shared_ptr<ov::Node> SparseLSTMSequence::clone_with_new_inputs(const ov::OutputVector& inputs) const {
-  auto copy = std::make_shared<SparseLSTMSequence>();
+std::shared_ptr<ov::Node> SparseSequence::as_copy(std::shared_ptr<SparseSequence> copy, const ov::OutputVector& inputs) const {
   copy->set_arguments(inputs);
   copy->attributes_ = attributes_;
   copy->layer_ = layer_;
@@ -132,7 +129,7 @@ std::shared_ptr<ov::Node> SparseLSTMSequence::clone_with_new_inputs(const ov::Ou
   return copy;
 }
 
-bool SparseLSTMSequence::visit_attributes(ov::AttributeVisitor& visitor) {
+bool SparseSequence::visit_attributes(ov::AttributeVisitor& visitor) {
   visitor.on_attribute("optional", attributes_.optional);
   visitor.on_attribute("direction", attributes_.direction);
   visitor.on_attribute("hidden_size", attributes_.hidden_size);
@@ -140,25 +137,28 @@ bool SparseLSTMSequence::visit_attributes(ov::AttributeVisitor& visitor) {
   visitor.on_attribute("activation_alpha", attributes_.activation_alpha);
   visitor.on_attribute("activation_beta", attributes_.activation_beta);
   visitor.on_attribute("clip", attributes_.clip);
-  visitor.on_attribute("input_forget", attributes_.input_forget);
+  if (cell() == LSTMOPT_LSTM) {
+    visitor.on_attribute("input_forget", attributes_.input_forget);
+  } else {
+    visitor.on_attribute("linear_before_reset", attributes_.linear_before_reset);
+  }
   return true;
 }
 
-bool SparseLSTMSequence::run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
-  if (!layer_ || inputs.size() != get_input_size() || outputs.size() != 3) return false;
-  const size_t directions = lstmopt_lstm_directions(layer_->get()), hidden = lstmopt_lstm_hidden(layer_->get());
+bool SparseSequence::run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+  if (!layer_ || inputs.size() != get_input_size() || outputs.size() != output_count()) return false;
+  const size_t directions = lstmopt_layer_directions(layer_->get()), hidden = lstmopt_layer_hidden(layer_->get());
   const ov::Shape x = inputs[kX].get_shape();
   if (x.size() != 3) return false;
   const ov::Shape state{directions, x[1], hidden};
   outputs[0].set_shape(ov::Shape{x[0], directions, x[1], hidden});
-  outputs[1].set_shape(state);
-  outputs[2].set_shape(state);
+  for (size_t at = 1; at < output_count(); ++at) outputs[at].set_shape(state);
   for (const ov::Tensor& output : outputs) {
     if (!is_float(output.get_element_type())) return false;
   }
-  if (x[2] != lstmopt_lstm_input(layer_->get()) || !is_float(inputs[kX].get_element_type())) return false;
+  if (x[2] != lstmopt_layer_input(layer_->get()) || !is_float(inputs[kX].get_element_type())) return false;
 
-  lstmopt_lstm_call call = {};
+  lstmopt_layer_call call = {};
   call.steps = x[0];
   call.batch = x[1];
   call.x = to_f32(inputs[kX], 0);
@@ -184,17 +184,17 @@ bool SparseLSTMSequence::run(ov::TensorVector& outputs, const ov::TensorVector& 
   }
   call.y = for_f32(outputs[0], 3);
   call.y_h = for_f32(outputs[1], 4);
-  call.y_c = for_f32(outputs[2], 5);
-  if (lstmopt_lstm_run(layer_->get(), &call, nullptr)) return false;
+  if (output_count() > 2) call.y_c = for_f32(outputs[2], 5);
+  if (lstmopt_layer_run(layer_->get(), &call, nullptr)) return false;
   from_f32(call.y, outputs[0]);
   from_f32(call.y_h, outputs[1]);
-  from_f32(call.y_c, outputs[2]);
+  if (output_count() > 2) from_f32(call.y_c, outputs[2]);
   return true;
 }
 
 // Never fails: after a failure OpenVINO would go on with memory that nobody wrote. What cannot be computed
 // (nothing, for inputs that passed validate_and_infer_types) is NaN.
-bool SparseLSTMSequence::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+bool SparseSequence::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
   try {
     if (!run(outputs, inputs)) fill_nan(outputs);
   } catch (...) {
