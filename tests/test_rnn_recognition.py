@@ -74,13 +74,13 @@ def test_unrolled_lstms_of_every_order(style: str) -> None:
     np.testing.assert_array_equal(node.inputs[2].const_value.numpy()[0], expected)
 
 
-@pytest.mark.parametrize("form", ["after", "before", "difference", "swapped"])
+@pytest.mark.parametrize("form", ["after", "before", "difference", "swapped", "chunk"])
 def test_unrolled_grus_of_every_form(form: str) -> None:
     weights = Weights(3)
     found = became(unrolled(gru_step(weights, form), 3, backward=form == "before"), "GRU")
     (node,) = nodes(found.model, "GRU")
     after = "linear_before_reset" in node.attributes
-    assert after == (form in ("after", "difference"))
+    assert after == (form in ("after", "difference", "chunk"))
     packed = {name: weights.r[k * HIDDEN : (k + 1) * HIDDEN] for k, name in enumerate("rzh")}
     packed["z"] = -packed["z"] if form == "swapped" else packed["z"]
     expected = np.concatenate([packed[name] for name in GRU.gates]).astype(np.float32)
@@ -93,6 +93,24 @@ def test_a_single_step_and_old_opsets() -> None:
     assert node.inputs[1].shape[2] == INPUT  # x is the input and not the state
     became(unrolled(lstm_step(Weights(4), "tensorflow"), 2, opset=9), "LSTM")
     became(unrolled(gru_step(Weights(3), "after"), 2, opset=11), "GRU")
+
+
+def test_layers_of_one_step_on_each_other() -> None:
+    """Streaming models: one step a call, the second layer reads what the first one gives."""
+    g = Draft()
+    first, second = Weights(3, seed=1), Weights(3, inputs=HIDDEN, seed=2)
+    h, _ = gru_step(first, "chunk")(g, "x", "h_0", "")
+    k, _ = gru_step(second, "before")(g, h, "k_0", "")
+    g("Identity", h, out="h_n")
+    g("Tanh", k, out="y")
+    g("Identity", k, out="k_n")
+    state = ["batch", HIDDEN]
+    model = g.model(
+        {"x": ["batch", INPUT], "h_0": state, "k_0": state}, {"y": state, "h_n": state, "k_n": state}
+    )
+    found = recognise(model)
+    assert len(nodes(found.model, "GRU")) == 2 and not nodes(found.model, "Sigmoid")
+    same_outputs(model, found.model)
 
 
 @pytest.mark.parametrize("backward", [False, True])

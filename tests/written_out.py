@@ -131,14 +131,29 @@ def lstm_step(weights: Weights, style: str) -> Step:
     return write
 
 
+def chunks(g: Draft, value: str) -> list[str]:
+    """Cuts a value into three as torch's exporter writes it."""
+    axis = g.const(1, np.int64)
+    size = g("Gather", g("Shape", value), axis, axis=0)
+    part = g("Div", g("Add", size, g.const(2, np.int64)), g.const(3, np.int64))
+    ends = [g("Mul", part, g.const([k], np.int64)) for k in range(4)]
+    return [g("Slice", value, ends[k], ends[k + 1], g.const([1], np.int64)) for k in range(3)]
+
+
 def gru_step(weights: Weights, form: str) -> Step:
     """Returns a function that writes one step of a GRU: "after", "before", "difference", "swapped"."""
 
     def write(g: Draft, x: str, h: str, c: str) -> tuple[str, str]:
         parts = [slice(k * HIDDEN, (k + 1) * HIDDEN) for k in range(3)]
-        if form in ("after", "difference"):
+        if form == "chunk":  # torch's chunk, whose bounds come from the shape of what is cut
+            mine, theirs = (
+                chunks(g, g("Gemm", value, g.const(matrix), g.const(bias), transB=1))
+                for value, matrix, bias in ((x, weights.w, weights.b), (h, weights.r, weights.rb))
+            )
+        elif form in ("after", "difference"):
             mine = g.split(g("Gemm", x, g.const(weights.w), g.const(weights.b), transB=1), 3)
             theirs = g.split(g("Gemm", h, g.const(weights.r), g.const(weights.rb), transB=1), 3)
+        if form in ("after", "difference", "chunk"):
             r, z = (g("Sigmoid", g("Add", mine[k], theirs[k])) for k in (0, 1))
             n = g("Tanh", g("Add", mine[2], g("Mul", r, theirs[2])))
         else:

@@ -21,6 +21,9 @@ EXACT = 1e-9
 TRIALS = 4
 """Random rows of each cell: an affine function that agrees on them is the same one."""
 
+BLOCK = 1024
+"""Basis vectors that are evaluated at a time, which bounds the memory."""
+
 Shapes = Callable[[list[ir.Value]], Mapping[ir.Value, tuple[int, ...]]]
 """Gives the shapes that values had in an actual call."""
 
@@ -141,11 +144,14 @@ class Reader:
             assert cell.reset is not None
             values.append(cell.reset)
         region = self._region(values, operands, cell, bypass=True)
-        basis = np.concatenate(
-            [np.zeros((1, sum(o.features for o in operands))), np.eye(sum(o.features for o in operands))]
-        )
+        total = sum(operand.features for operand in operands)
         cuts = np.cumsum([operand.features for operand in operands])[:-1]
-        results = evaluate_rows(region, operands, np.split(basis, cuts, axis=1))
+        blocks = []
+        for begin in range(0, total + 1, BLOCK):
+            # Row 0 is zero, row n has a one in column n - 1.
+            basis = np.eye(min(BLOCK, total + 1 - begin), total, begin - 1)
+            blocks.append(evaluate_rows(region, operands, np.split(basis, cuts, axis=1)))
+        results = [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
         if any(result.shape[1] != hidden for result in results):
             raise Unfit("gates of another size")
         bias = [result[0] for result in results]
