@@ -21,7 +21,7 @@ from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.execution import run_model
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.inspection import Inspection, inspect_model
-from lstmopt.rnn.reader import require_rnns
+from lstmopt.rnn.reader import find_rnns, require_rnns
 from lstmopt.rnn.states import StatePair, state_pairs
 from lstmopt.rnn.writer import rnn_model
 from tests.graphs import Drawn, lstm_graphs
@@ -115,18 +115,21 @@ def decomposed(tmp_path_factory: pytest.TempPathFactory) -> ir.Model:
     return load_model(path)
 
 
-def test_decomposed_cells_are_counted_and_not_touched(decomposed: ir.Model) -> None:
+def test_decomposed_cells_are_recognised(decomposed: ir.Model) -> None:
     inspection = inspect_model(decomposed, "cell.onnx")
-    assert not inspection.layers and inspection.decomposed_cells == 4
-    assert "4 decomposed cells" in shown(inspection) and "not optimised yet" in shown(inspection)
+    (layer,) = inspection.layers
+    assert (layer.kind, layer.input_size, layer.hidden_size) == ("LSTM", 5, 7) and layer.supported
+    assert inspection.decomposed_cells == 0 and "LSTM" not in inspection.operators
+    assert "recognised: LSTM of 7 units written out over 4 steps" in shown(inspection)
     assert state_pairs(decomposed) == (StatePair("h_in", "h_out"), StatePair("c_in", "c_out"))
     with pytest.raises(LstmoptError, match="holds no LSTM or GRU node"):
-        require_rnns(decomposed, "cell.onnx")
+        require_rnns(decomposed, "cell.onnx")  # the graph itself is as it was
 
 
 def test_decomposed_cells_survive_simplify_with_states_fed_back(decomposed: ir.Model) -> None:
     simple, notes = simplify(decomposed)
-    assert not notes
+    assert notes == ("recognised: LSTM of 7 units written out over 4 steps",)
+    assert len(find_rnns(simple)) == 1
     feeds = example_inputs(decomposed, 0, sizes_for(decomposed, 2, 4))
     other = dict(feeds)
     for _ in range(20):

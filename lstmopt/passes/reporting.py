@@ -35,6 +35,7 @@ from lstmopt.report.schema import (
     Speedup,
 )
 from lstmopt.rnn.reader import find_rnns
+from lstmopt.rnn.recognition.recognise import recognise
 from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes import stand_in
 
@@ -179,7 +180,8 @@ def _bytes(candidate: Candidate) -> int:
 
 
 def _lstms(state: State, model: ir.Model, chosen: Candidate) -> tuple[LstmRecord, ...]:
-    before = {layer.name: layer.weights for layer in find_rnns(state.original) if layer.weights is not None}
+    original = find_rnns(recognise(state.original).model)
+    before = {layer.name: layer.weights for layer in original if layer.weights is not None}
     records = []
     for layer in find_rnns(model):
         old, new = before.get(layer.name), layer.weights

@@ -1,38 +1,26 @@
-"""Simplifies the graph: constant folding by onnxsim, zero initial states dropped, outputs checked."""
+"""Simplifies the graph: written-out layers, onnxsim's folding, zero initial states; outputs are checked."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, ClassVar
 
 from lstmopt.errors import LstmoptError
 from lstmopt.passes.rewrites import DropZeroStates, FoldWeights
-from lstmopt.rnn.examples import example_inputs, sizes_for, switches
-from lstmopt.rnn.execution import Reference
 from lstmopt.rnn.files import load_model, save_model
-from lstmopt.rnn.reader import find_rnns
+from lstmopt.rnn.proof import Proof
+from lstmopt.rnn.recognition.recognise import recognise
 from lstmopt.rnn.rewriting import rewrite
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from lstmopt.pipeline import State
-
-Array = npt.NDArray[Any]
-
-TOLERANCE = 1e-5
-"""Of an output's range: two correct runs of one f32 graph differ by no more (FACTS.md)."""
-
-SHAPES = ((2, 3), (1, 7))
-"""Batch and sequence of the calls on which outputs are compared."""
 
 # A process of its own, since onnxsim is native code that can crash or hang on an odd graph.
 _ONNXSIM = """
@@ -77,13 +65,15 @@ def simplify(model: ir.Model, *, timeout: float = 300.0) -> tuple[ir.Model, tupl
 
     Returns:
         The simplified copy, or the best that passed the check (the model itself in the worst case), and
-        notes on what was given up.
+        notes on what was recognised and what was given up.
     """
+    recognised = recognise(model)
+    model = recognised.model
     try:
-        check = _Check(model)
+        check = Proof(model)
     except LstmoptError as error:
         return model, (f"not simplified: {error.fault}, so nothing could be checked",)
-    notes = []
+    notes = list(recognised.notes)
     best, fault = model, ""
     try:
         candidate = _restore_interface(_onnxsim(model, timeout), model)
@@ -153,78 +143,3 @@ def _restore_interface(model: ir.Model, original: ir.Model) -> ir.Model:
 def _fed(values: Iterable[ir.Value]) -> list[ir.Value]:
     """Returns the values that are not initializers that also stand among the inputs."""
     return [value for value in values if not value.is_initializer()]
-
-
-class _Check:
-    """Outputs of a model on random calls, to compare others with.
-
-    Args:
-        model: the graph as it was.
-
-    Raises:
-        LstmoptError: no inputs were found on which it runs.
-    """
-
-    def __init__(self, model: ir.Model) -> None:
-        reference = Reference(model)
-        self._layers = sum(layer.supported for layer in find_rnns(model))
-        self._calls: list[tuple[Mapping[str, Array], dict[str, Array]]] = []
-        for feeds in _calls(model):
-            try:
-                outputs = reference.run(feeds)
-            except LstmoptError:
-                continue
-            again = reference.run(feeds)
-            # What unseeded random operators gave cannot be compared.
-            fixed = {
-                k: v for k, v in outputs.items() if np.array_equal(v, again[k], equal_nan=v.dtype.kind == "f")
-            }
-            self._calls.append((feeds, fixed))
-        if not self._calls:
-            raise LstmoptError("simplify", "no inputs were found on which the model runs", "go on without")
-
-    def fault(self, model: ir.Model) -> str:
-        """Returns what is wrong with a candidate, or nothing."""
-        try:
-            if sum(layer.supported for layer in find_rnns(model)) < self._layers:
-                return "recurrent layers were lost"
-            reference = Reference(model)
-            for feeds, expected in self._calls:
-                outputs = reference.run(feeds)
-                for name, array in expected.items():
-                    if name not in outputs or not _same(outputs[name], array):
-                        return f"output {name} changed"
-        except LstmoptError as error:
-            return error.fault
-        return ""
-
-
-def _calls(model: ir.Model) -> Iterator[dict[str, Array]]:
-    """Yields random calls of two shapes, with every branch of a switch that is known."""
-    for seed, (batch, sequence) in enumerate(SHAPES):
-        try:
-            sizes = sizes_for(model, batch, sequence)
-        except LstmoptError:
-            continue
-        feeds = example_inputs(model, seed, sizes)
-        yield feeds
-        for name, value in switches(model).items():
-            yield {**feeds, name: np.full_like(feeds[name], value // 2)}
-
-
-def _same(got: Array, expected: Array) -> bool:
-    if got.shape != expected.shape or got.dtype != expected.dtype:
-        return False
-    if got.dtype.kind != "f":
-        return bool(np.array_equal(got, expected))
-    finite = np.isfinite(expected)
-    if not np.array_equal(finite, np.isfinite(got)):
-        return False
-    if not finite.any():
-        return True
-    wide, exact = got[finite].astype(np.float64), expected[finite].astype(np.float64)
-    scale = max(float(np.abs(exact).max()), float(np.finfo(expected.dtype).tiny))
-    tolerance = max(
-        TOLERANCE, 8 * float(np.finfo(expected.dtype).eps) if expected.dtype == np.float16 else 0.0
-    )
-    return bool(np.abs(wide - exact).max() <= tolerance * scale)

@@ -70,6 +70,7 @@ def plan(
         LstmoptError: bad input, or torch is missing.
     """
     from lstmopt.rnn.reader import require_rnns
+    from lstmopt.rnn.recognition.recognise import recognise
     from lstmopt.tasks.prepare import describe
 
     if trained is None:
@@ -77,7 +78,7 @@ def plan(
     original, chosen = load_model(model), load_target(target)
     check_target(chosen)
     check_tables(original, chosen, latency_tables)
-    layers = require_rnns(original, str(model))
+    layers = require_rnns(recognise(original).model, str(model))
     name, labelled, notes = describe(original, task=task, data=data, val=val, test=test)
     stages = standard_stages(back_off, trained)
     Pipeline(*stages).check()

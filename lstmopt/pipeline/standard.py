@@ -74,11 +74,12 @@ def optimize(
         ContractError: nothing holds the contract.
     """
     from lstmopt.rnn.reader import require_rnns
+    from lstmopt.rnn.recognition.recognise import recognise
 
     if trained is None:
         check_torch()
     original = load_model(model)
-    require_rnns(original, str(model))
+    require_rnns(recognise(original).model, str(model))
     if stateful and not state_pairs(original):
         raise LstmoptError(str(model), "has no states that could be kept inside", "leave --stateful out")
     return Pipeline(*standard_stages(back_off, trained, stateful)).run(model, output=output, **options)

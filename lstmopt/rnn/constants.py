@@ -23,12 +23,29 @@ def constant_value(value: ir.Value | None) -> Array | None:
     Args:
         value: an initializer, or the output of a node whose inputs are constant in the same sense.
     """
-    if value is None:
+    if value is None or not _is_constant(value):
         return None
-    return _evaluate(value, {})
+    return evaluate(value, {})
 
 
-def _evaluate(value: ir.Value, known: dict[ir.Value, Array | None]) -> Array | None:
+def _is_constant(value: ir.Value) -> bool:
+    """Whether nothing that a caller feeds is behind a value: no recursion, since graphs are deep."""
+    seen, pending = {value}, [value]
+    while pending:
+        item = pending.pop()
+        if item.const_value is not None:
+            continue
+        node = item.producer()
+        if node is None or node.op_type in RANDOM_OPS or has_graph(node):
+            return False
+        new = {other for other in node.inputs if other is not None} - seen
+        seen |= new
+        pending += new
+    return True
+
+
+def evaluate(value: ir.Value, known: dict[ir.Value, Array | None]) -> Array | None:
+    """Returns a constant value's array, else None; ``known`` keeps what was evaluated on the way."""
     if value in known:
         return known[value]
     known[value] = None  # a cycle cannot be: this stands until the value is known
@@ -36,9 +53,9 @@ def _evaluate(value: ir.Value, known: dict[ir.Value, Array | None]) -> Array | N
         known[value] = np.asarray(value.const_value.numpy())
         return known[value]
     node = value.producer()
-    if node is None or node.op_type in RANDOM_OPS or _has_graph(node):
+    if node is None or node.op_type in RANDOM_OPS or has_graph(node):
         return None
-    inputs = [None if item is None else _evaluate(item, known) for item in node.inputs]
+    inputs = [None if item is None else evaluate(item, known) for item in node.inputs]
     if any(array is None and item is not None for array, item in zip(inputs, node.inputs, strict=True)):
         return None
     outputs = run_node(node, inputs)
@@ -49,7 +66,8 @@ def _evaluate(value: ir.Value, known: dict[ir.Value, Array | None]) -> Array | N
     return known[value]
 
 
-def _has_graph(node: ir.Node) -> bool:
+def has_graph(node: ir.Node) -> bool:
+    """Whether a node has bodies."""
     return any(attribute.type.name in ("GRAPH", "GRAPHS") for attribute in node.attributes.values())
 
 

@@ -345,7 +345,7 @@ def sizes_for(
     free = [key for key, role in roles.items() if role == "sequence"]
     others = [key for key, role in roles.items() if role == "other"]
     fault = "too few steps reach the first layer"
-    for factor in (1, 2, 4, 8, 16, 32):
+    for factor in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
         attempt = {**sizes, **{key: sequence * factor for key in free}}
         try:
             outputs = reference.run(example_inputs(model, 0, attempt))
@@ -358,6 +358,9 @@ def sizes_for(
             continue
         if value is None or not free or outputs[str(value.name)].shape[0] >= sequence:
             return attempt
+    found = _running_sizes(model, reference, sizes, free) if free else None
+    if found is not None:
+        return found  # a call takes so many samples, and no others
     raise LstmoptError(
         "model", f"no inputs were found on which it runs (dynamic axes: {', '.join(roles)}; {fault})",
         "export it with its sequence and batch axes dynamic, or give data with --data",

@@ -21,7 +21,7 @@ PROTOBUF_LIMIT = 2**31 - 2**20
 
 
 def load_model(path: str | Path) -> ir.Model:
-    """Returns the model of an ONNX file, with external data read in and recurrent nodes in layout 0.
+    """Returns the model of an ONNX file: external data read in, recurrent nodes in layout 0 and float32.
 
     Raises:
         LstmoptError: no such file, not ONNX, truncated, external data missing or outside the folder,
@@ -31,6 +31,7 @@ def load_model(path: str | Path) -> ir.Model:
 
     from lstmopt.rnn.layout import TimeFirst, is_batch_first
     from lstmopt.rnn.rewriting import rewrite
+    from lstmopt.rnn.widening import FullPrecision, has_narrow_rnns
 
     path = Path(path)
     proto = _parse(path)
@@ -39,6 +40,8 @@ def load_model(path: str | Path) -> ir.Model:
     model: ir.Model = ir.from_proto(proto)
     if any(is_batch_first(node) for node in model.graph.all_nodes()):
         model = rewrite(model, TimeFirst())
+    if has_narrow_rnns(model):
+        model = rewrite(model, FullPrecision())
     return model
 
 

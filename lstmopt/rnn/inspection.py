@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.groups import UnitGroup, unit_groups
 from lstmopt.rnn.reader import INITIAL_C, INITIAL_H, SEQUENCE_LENS, RnnLayer, find_rnns
+from lstmopt.rnn.recognition.recognise import recognise
 from lstmopt.rnn.states import state_pairs
 from lstmopt.rnn.trainable import frozen_nodes, title
 
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 
 _NOT_YET = {
-    "DynamicQuantizeLSTM": "already quantised, not optimised; start from the model before quantisation",
+    "DynamicQuantizeLSTM": "quantised and left as they are; start from the model before quantisation",
     "RNN": "not optimised yet",
-    "Loop": "a recurrent cell inside is not optimised yet",
-    "Scan": "a recurrent cell inside is not optimised yet",
+    "Loop": "what is left inside is not optimised",
+    "Scan": "what is left inside is not optimised",
 }
 
 
@@ -112,9 +113,12 @@ def inspect_model(model: ir.Model, source: str = "model") -> Inspection:
     Raises:
         LstmoptError: weights that are NaN or do not fit together.
     """
+    operators = Counter(node.op_type for node in model.graph.all_nodes())
+    recognised = recognise(model)
+    model = recognised.model
     layers = find_rnns(model)
     cells = decomposed_cells(model)
-    notes: list[str] = []
+    notes = list(recognised.notes)
     groups: tuple[UnitGroup, ...] = ()
     try:
         groups = unit_groups(model)
@@ -128,9 +132,8 @@ def inspect_model(model: ir.Model, source: str = "model") -> Inspection:
             notes.append(f"{count} {kind} nodes: {what}")
     if cells:
         notes.append(
-            f"{cells} decomposed cells (Sigmoid, Tanh and Mul instead of an LSTM node): not optimised yet"
+            f"{cells} decomposed cells (Sigmoid, Tanh and Mul instead of an LSTM node) are left as they are"
         )
-    operators = Counter(node.op_type for node in model.graph.all_nodes())
     frozen = Counter(title(node) for node in frozen_nodes(model.graph))
     if frozen:
         missing = ", ".join(f"{name} ({count})" for name, count in sorted(frozen.items()))
