@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 FILE = click.Path(path_type=Path)
 LARGEST_SCALE = 2.0
+TRAINING = {"budget": "budget", "steps": "steps", "scale": "scales", "compression": "compression"}
+"""Options of `optimize` that are for training alone, and what they are called inside."""
+
 Shapes = Sequence[tuple[str, tuple[int, ...]]]
 
 
@@ -139,15 +142,22 @@ def _config(ctx: click.Context, param: click.Parameter, value: Path | None) -> P
         raise LstmoptError(
             f"--config {value}", f"cannot be read ({error})", "mend the file or the path"
         ) from error
-    names = {parameter.name for parameter in ctx.command.params}
-    unknown = [key for key in values if key.replace("-", "_") not in names]
+    names = {parameter.name: parameter for parameter in ctx.command.params}
+    # As in the shell: `scale`, which is called otherwise inside.
+    spelt = {option.lstrip("-"): str(p.name) for p in ctx.command.params for option in p.opts}
+    values = {spelt.get(key, key).replace("-", "_"): value for key, value in values.items()}
+    unknown = [key for key in values if key not in names]
     if unknown:
         raise LstmoptError(
             f"--config {value}", f"unknown option {unknown[0]!r}", "see lstmopt optimize --help"
         )
+    lists = {key for key in values if getattr(names[key], "multiple", False)}
     ctx.default_map = {
         **(ctx.default_map or {}),
-        **{key.replace("-", "_"): setting for key, setting in values.items()},
+        **{
+            key: [value] if key in lists and isinstance(value, str) else value
+            for key, value in values.items()
+        },
     }
     return value
 
@@ -162,6 +172,8 @@ def _save_config(path: Path, ctx: click.Context) -> None:
     import tomli_w
 
     left_out = {"config", "save_config", "as_json", "dry_run", "fresh"}
+    if ctx.params.get("trained") is not None:
+        left_out |= set(TRAINING.values())
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):
@@ -251,7 +263,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdo
 @click.option("--keep-intermediates", is_flag=True, help="Keep every stage's model.")
 @click.option("--dry-run", is_flag=True, help="Check the input, show the plan, do nothing.")
 @_json
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.pass_context
 def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
     """Optimises MODEL for a target and writes the artifact folder."""
@@ -303,10 +315,9 @@ def _check_untrained(ctx: click.Context) -> None:
     """Checks that nothing is asked of a training that there will not be."""
     given = [
         f"--{name}"
-        for name, option in (("budget", "budget"), ("steps", "steps"), ("scale", "scales"),
-                             ("compression", "compression"))
+        for name, option in TRAINING.items()
         if ctx.get_parameter_source(option) is not click.core.ParameterSource.DEFAULT
-    ]  # fmt: skip
+    ]
     if given:
         raise click.UsageError(f"{given[0]} is for training, and --trained leaves that out")
 
@@ -493,11 +504,11 @@ def verify(artifact: Path, baseline: Path | None, max_slowdown: float, as_json: 
 
 @cli.command()
 @click.argument("model", type=FILE)
-@click.option("--runtime", type=click.Choice(["openvino", "onnxruntime"]), required=True)
+@click.option("--runtime", type=click.Choice(["openvino", "onnxruntime", "tensorrt"]), required=True)
 @click.option(
     "--format",
     "precision",
-    type=click.Choice(["auto", "f32", "bf16", "int8", "i16", "i8", *SPARSE_PRECISIONS]),
+    type=click.Choice(["auto", "f32", "bf16", "f16", "int8", "i16", "i8", *SPARSE_PRECISIONS]),
     default="auto",
     show_default=True,
     help="auto: the fastest that keeps the outputs within 1%. sparse-..., i16 and i8 skip zeros in LSTMs and "

@@ -260,6 +260,25 @@ def test_saved_config_repeats_the_call(tmp_path: Path, model: Path) -> None:
     assert "3.00%" in second.stdout and "seed 7" in second.stdout
 
 
+def test_a_config_names_options_as_the_shell_does(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "c.toml").write_text("scale = '75%'\nsteps = 20\n")
+    result = call("optimize", model, "--config", tmp_path / "c.toml", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "scales=(0.75,)" in "".join(result.stdout.split())
+
+
+def test_what_was_trained_before_is_not_asked_to_be_trained(tmp_path: Path, model: Path) -> None:
+    refused(
+        call("optimize", model, "--trained", model, "--scale", "75%", "--dry-run"), "--scale", "--trained"
+    )
+    saved = tmp_path / "saved.toml"
+    first = call("optimize", model, "--trained", model, "--dry-run", "--save-config", saved)
+    assert first.returncode == 0, first.stderr
+    second = call("optimize", model, "--config", saved, "--dry-run")
+    assert second.returncode == 0, second.stderr
+    assert second.stdout == first.stdout
+
+
 @pytest.mark.parametrize(
     ("runtime", "precision", "word"), [("onnxruntime", "int8", "f32"), ("tflite", "f32", "tflite")]
 )

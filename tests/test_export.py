@@ -167,3 +167,14 @@ def test_an_artifact_or_somebody_s_manifest_is_not_overwritten(model: Path, tmp_
         path.write_text(text)
         refused(call(*arguments), word, "name another folder")
         assert path.read_text() == text
+
+
+def test_export_writes_over_no_file_of_the_user(tmp_path: Path) -> None:
+    model = classifier(tmp_path / "model.onnx", 8)
+    before = model.read_bytes()
+    result = call("export", model, "--runtime", "onnxruntime", "--format", "int8", "-o", tmp_path)
+    refused(result, "model.onnx", "is there already", "another folder")
+    assert model.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    for _ in range(2):  # its own files are replaced
+        done = call("export", model, "--runtime", "onnxruntime", "--format", "int8", "-o", tmp_path / "out")
+        assert done.returncode == 0, done.stderr

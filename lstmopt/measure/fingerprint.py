@@ -26,6 +26,7 @@ class Fingerprint(BaseModel):
         cores: cores that this process may use.
         memory_gib: main memory.
         system: operating system and machine type.
+        gpu: the first NVIDIA GPU and the CUDA version of its driver; "" where there is none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,11 +37,14 @@ class Fingerprint(BaseModel):
     cores: int
     memory_gib: float
     system: str
+    gpu: str = ""
 
     def difference(self, other: Fingerprint) -> tuple[str, ...]:
         """Returns the fields in which two machines differ and that latency depends on."""
         return tuple(
-            name for name in ("cpu", "isa", "caches", "cores") if getattr(self, name) != getattr(other, name)
+            name
+            for name in ("cpu", "isa", "caches", "cores", "gpu")
+            if getattr(self, name) != getattr(other, name)
         )
 
 
@@ -49,6 +53,9 @@ def fingerprint() -> Fingerprint:
     """Returns this machine's fingerprint."""
     import psutil
 
+    from lstmopt.runtimes import cuda
+
+    card = cuda.gpu()
     entries = _cpuinfo()
     name = entries.get("model name", platform.processor() or platform.machine())
     numbers = [
@@ -62,6 +69,7 @@ def fingerprint() -> Fingerprint:
         cores=len(available_cores()),
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         system=f"{platform.system()} {platform.machine()}",
+        gpu="" if card is None else f"{card.name}, CUDA {card.driver}",
     )
 
 

@@ -60,6 +60,11 @@ class Comparison:
     processes: int
     apart: Spread
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The candidates."""
+        return tuple(self.rounds)
+
     def timing(self, name: str) -> Timing:
         """Returns a candidate's latency."""
         return statistics.timing(self.rounds[name], self.processes, self.apart)

@@ -6,18 +6,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from lstmopt.errors import LstmoptError
+from lstmopt.measure.kind import DENSE
 from lstmopt.passes.candidates import (
     ORIGINAL,
     Built,
     assess,
     best_peer,
     build,
-    compare,
     evaluate,
     f32_deployment,
     key,
     scaled,
     shippable,
+    timed,
 )
 from lstmopt.passes.grow_prune import GrowPrune
 from lstmopt.passes.plans import Plan, ranked, rounding_of
@@ -37,6 +38,9 @@ RELAXED = (1.0, 0.5)
 
 SHARE = 0.6
 """Share of what is left of the training time that a plan gets; the last one gets all."""
+
+GAIN = 0.95
+"""A plan ends the search where the upper end of its latency's interval, over the best peer's, is below."""
 
 TUNED, RESIZED, PRUNED = "tuned", "resized", "pruned"
 
@@ -106,11 +110,13 @@ class BackOff:
             sizes.append(_sizes(resized))
             whole = _parameters(resized)
             densities = [min(1.0, original / (self.compression * share) / whole) for share in self.relaxed]
+            if not patterns:  # no machine of the target skips zeros
+                densities = [1.0] * len(self.relaxed)
             plans += [
                 Plan(scale, share, pattern, resized, density, density * whole)
                 for index, (share, density) in enumerate(zip(self.relaxed, densities, strict=True))
                 if density not in densities[:index]
-                for pattern in patterns
+                for pattern in patterns or (DENSE,)
             ]
         plans = list(ranked(plans, state))
         trained = start
@@ -126,12 +132,16 @@ class BackOff:
             first = plan.scale not in {other.scale for other in plans[:index]}
             # Weights grow back from where the plan before stopped, as many as this one has more.
             onward = before is not None and before.scale == plan.scale and before.weights <= plan.weights
-            recipe = replace(
-                self.train,
-                density=plan.density,
-                pattern=plan.pattern,
-                seconds=seconds,
-                rounding=self.train.rounding or rounding_of(plan.pattern, state.target),
+            recipe = (
+                self._dense(seconds)
+                if plan.pattern == DENSE
+                else replace(
+                    self.train,
+                    density=plan.density,
+                    pattern=plan.pattern,
+                    seconds=seconds,
+                    rounding=self.train.rounding or rounding_of(plan.pattern, state.target),
+                )
             )
             if onward:
                 recipe = replace(recipe, start_density=plan.density)
@@ -155,10 +165,9 @@ class BackOff:
         """Returns the patterns to try: the recipe's if it names one, otherwise the target's."""
         return state.target.patterns if self.train.pattern is None else (self.train.pattern,)
 
-    def _tuned(self, state: State, seconds: float | None) -> State:
-        """Returns the state with the dense model fine-tuned: teacher and start if it became better."""
-        state.progress("fine-tuning the dense model: teacher, start and baseline of what follows", 0.0)
-        dense = replace(
+    def _dense(self, seconds: float | None) -> GrowPrune:
+        """Returns the recipe without pruning."""
+        return replace(
             self.train,
             density=1.0,
             pattern="unstructured",
@@ -166,14 +175,19 @@ class BackOff:
             prune_decoder=None,
             seconds=seconds,
         )
-        after = state.then(dense)
+
+    def _tuned(self, state: State, seconds: float | None) -> State:
+        """Returns the state with the dense model fine-tuned: teacher and start if it became better."""
+        state.progress("fine-tuning the dense model: teacher, start and baseline of what follows", 0.0)
+        after = state.then(self._dense(seconds))
         state, _ = _assessed(_with(state, after), {TUNED: after.model})
 
         def loss(name: str, model: ir.Model) -> float:
             return evaluate(f32_deployment(name, model, state), state, state.data.valid).loss
 
         now, before = loss(TUNED, after.model), loss("start", state.model)
-        state.progress(f"validation loss {before:.4f}, fine-tuned {now:.4f}", 1.0)
+        better = "goes on from there" if now < before else "goes on from the original: tuning was too short"
+        state.progress(f"validation loss {before:.4f}, fine-tuned {now:.4f}: {better}", 1.0)
         if now >= before:
             return state
         given = state.teacher
@@ -185,7 +199,7 @@ class BackOff:
 def _title(plan: Plan, patterns: tuple[str, ...]) -> str:
     """Returns what a plan's candidate is called: its size, and what else it does not share with the first."""
     share = "" if plan.share == 1 else f"-{plan.share:g}"
-    pattern = "" if plan.pattern == patterns[0] else f"-{plan.pattern.replace(':', '-')}"
+    pattern = "" if plan.pattern in (DENSE, *patterns[:1]) else f"-{plan.pattern.replace(':', '-')}"
     return f"{PRUNED}-{plan.scale:g}{share}{pattern}"
 
 
@@ -197,14 +211,15 @@ def _assessed(state: State, models: dict[str, ir.Model]) -> tuple[State, bool]:
     best = best_peer(state.peers)
     goal = key(ORIGINAL, best.deployment)
     peer = Built(ORIGINAL, state.original, (best.deployment,), ())
-    builds = [build(name, model, state.target, state.workdir) for name, model in models.items()]
-    comparison = compare([peer, *builds], state.target, state.seed, state.progress, rounds=10)
+    builds = [build(name, model, state.target, state.workdir, ahead=True) for name, model in models.items()]
+    comparison = timed([peer, *builds], state, rounds=10)
     found = assess(builds, comparison, state)
     factor = best.latency.median / comparison.timing(goal).median
     for candidate in found:
         value = "?" if candidate.degradation is None else f"{candidate.degradation.value:+.2%}"
         state.progress(f"{candidate.title}: {candidate.latency.median:.0f} us, degradation {value}", 1.0)
-    holds = any(comparison.ratio(key(c.name, c.deployment), goal).value < 1 for c in shippable(found))
+    # By more than the noise, or a plan that is as fast as the original would end the search.
+    holds = any(comparison.ratio(key(c.name, c.deployment), goal).high < GAIN for c in shippable(found))
     state = replace(
         state,
         trained={**state.trained, **models},

@@ -13,12 +13,13 @@ from pydantic import BaseModel, ConfigDict
 
 from lstmopt import keys, measure
 from lstmopt.errors import LstmoptError
+from lstmopt.passes.elsewhere import Prediction, is_elsewhere, predict
 from lstmopt.passes.formats import FormatsOf, build_in, measured_formats
 from lstmopt.precision import is_sparse
 from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.reader import find_rnns
-from lstmopt.runtimes import open_session, ops, runtime
+from lstmopt.runtimes import open_session, ops, runtime, stand_in
 from lstmopt.runtimes.base import Deployment
 from lstmopt.targets import RuntimeTarget
 from lstmopt.tasks.base import Degradation, Evaluation, degradation, load_evaluation, save_evaluation
@@ -97,7 +98,12 @@ class Built:
 
 
 def build(
-    name: str, model: ir.Model, target: Target, folder: Path, formats_of: FormatsOf = measured_formats
+    name: str,
+    model: ir.Model,
+    target: Target,
+    folder: Path,
+    formats_of: FormatsOf = measured_formats,
+    ahead: bool = False,
 ) -> Built:
     """Writes a model for every runtime x precision that the target allows and this machine can run.
 
@@ -109,11 +115,13 @@ def build(
         target: runtimes and precisions.
         folder: where the files go, in a folder of that name.
         formats_of: chooses the formats of sparse ops.
+        ahead: whether a target whose runtimes do not run here is written for all the same.
 
     Raises:
         LstmoptError: no runtime of the target can load the model.
     """
     place = folder / name
+    ahead = ahead and is_elsewhere(target)
     place.mkdir(parents=True, exist_ok=True)
     source = place / "model.onnx"
     save_model(model, source)
@@ -121,22 +129,25 @@ def build(
     notes: list[str] = []
     formats: dict[tuple[str, str], dict[str, str]] = {}
     choose = formats_of(model, heaviest_call(model, target, 0), target)
+    calls = [feeds for _, feeds in sorted(timing_calls(model, target, 0), key=lambda call: -call[0])]
     for wanted in target.runtimes:
         engine = runtime(wanted.runtime)
         status = engine.status()
-        if not status.usable:
+        usable = status.ahead if ahead else engine.precisions()
+        if not (status.usable or (ahead and usable)):
             notes.append(f"{wanted.runtime} was left out: {status.reason}")
             continue
         known: list[dict[str, str]] = []
         for precision in wanted.precisions:
-            if precision not in engine.precisions():
-                if is_sparse(precision) and (note := ops.absent(wanted.runtime)) not in notes:
-                    notes.append(note)
+            if precision not in usable:
+                absent = ops.absent(wanted.runtime) if is_sparse(precision) else ""
+                note = absent or f"{wanted.runtime} does not run {precision} on this machine"
+                notes += [note] if note not in notes else []
                 continue
             beside = place / f"{wanted.runtime}-{precision}"
             try:
                 made = build_in(
-                    model, source, wanted.runtime, precision, choose, target.threads, beside, known
+                    model, source, wanted.runtime, precision, choose, target.threads, beside, known, calls
                 )
                 if made is not None:
                     deployment, chosen = made
@@ -158,6 +169,8 @@ def build(
 def build_peers(original: ir.Model, target: Target, folder: Path) -> Built:
     """Writes the original for every dense precision: what its users have without our ops.
 
+    Where the target is another machine it is written for that.
+
     Args:
         original: the graph.
         target: runtimes and precisions.
@@ -174,7 +187,7 @@ def build_peers(original: ir.Model, target: Target, folder: Path) -> Built:
         )
         for item in target.runtimes
     )
-    return build(ORIGINAL, original, target.model_copy(update={"runtimes": dense}), folder)
+    return build(ORIGINAL, original, target.model_copy(update={"runtimes": dense}), folder, ahead=True)
 
 
 def timing_calls(model: ir.Model, target: Target, seed: int) -> list[tuple[float, Feeds]]:
@@ -221,6 +234,29 @@ def compare(
     )
 
 
+def timed(
+    builds: Sequence[Built], state: State, rounds: int, progress: Progress | None = None, seed: int = 0,
+    **options: Any,
+) -> measure.Comparison | Prediction:  # fmt: skip
+    """Times every deployment of every model as `compare` does; what cannot run here is predicted.
+
+    Args:
+        builds: the models.
+        state: for target, seed, latency tables and progress.
+        rounds: blocks of each.
+        progress: told how far it is; the state's where None.
+        seed: is added to the state's.
+        options: of `measure.compare`.
+
+    Raises:
+        LstmoptError: the target is another machine, and the latency tables do not tell its speed.
+    """
+    if is_elsewhere(state.target):
+        return predict(builds, state.original, state.tables, state.target)
+    shown = progress or state.progress
+    return compare(builds, state.target, state.seed + seed, shown, rounds, **options)
+
+
 def key(name: str, deployment: Deployment) -> str:
     """Returns what a comparison calls one deployment of one model."""
     return f"{name}/{deployment.runtime}/{deployment.precision}"
@@ -239,7 +275,8 @@ def evaluate(
     An evaluation of the same files on the same data is taken from the run folder.
 
     Args:
-        deployment: what is evaluated, loaded as a user would load it.
+        deployment: what is evaluated, loaded as a user would load it; where its runtime does not run here,
+            what stands in for it is.
         state: for the task and the number of threads.
         part: the data.
         reference: the original, for tasks that compare with its outputs.
@@ -254,7 +291,7 @@ def evaluate(
     if known is not None:
         return known
     other = None if against is None else open_session(against, threads)
-    found = state.task.evaluate(open_session(deployment, threads), part, reference=other)
+    found = state.task.evaluate(open_session(stand_in(deployment), threads), part, reference=other)
     save_evaluation(path, found)
     return found
 
@@ -290,11 +327,12 @@ def f32_deployment(name: str, model: ir.Model, state: State) -> Deployment:
 
 
 def shippable(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Returns the candidates within the contract whose model holds it in f32 too.
+    """Returns the candidates within the contract whose model holds it in f32 too, in one runtime at least.
 
     What holds it in int8 alone does so by luck.
     """
-    broken = {c.name for c in candidates if c.deployment.precision == "f32" and not c.within_contract}
+    f32 = [candidate for candidate in candidates if candidate.deployment.precision == "f32"]
+    broken = {c.name for c in f32} - {c.name for c in f32 if c.within_contract}
     return tuple(c for c in candidates if c.within_contract and c.name not in broken)
 
 
@@ -311,7 +349,9 @@ def scaled(candidate: Candidate, factor: float) -> Candidate:
     return candidate.model_copy(update={"latency": latency.model_copy(update=changes)})
 
 
-def assess(builds: Sequence[Built], comparison: measure.Comparison, state: State) -> tuple[Candidate, ...]:
+def assess(
+    builds: Sequence[Built], comparison: measure.Comparison | Prediction, state: State
+) -> tuple[Candidate, ...]:
     """Returns every deployment with its latency and its degradation on the validation data.
 
     Args:
@@ -355,10 +395,19 @@ def peers_of(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 
 def fastest_f32(peers: Sequence[Candidate]) -> Candidate:
-    """Returns the fastest peer in f32."""
-    return min(
-        (peer for peer in peers if peer.deployment.precision == "f32"), key=lambda peer: peer.latency.median
-    )
+    """Returns the fastest peer in f32.
+
+    Raises:
+        LstmoptError: there is none.
+    """
+    found = [peer for peer in peers if peer.deployment.precision == "f32"]
+    if not found:
+        raise LstmoptError(
+            "the original",
+            "runs in f32 in no runtime of the target, and all else is compared with that",
+            "add f32 of ONNX Runtime to the target",
+        )
+    return min(found, key=lambda peer: peer.latency.median)
 
 
 def best_peer(peers: Sequence[Candidate]) -> Candidate:

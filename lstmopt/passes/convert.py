@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from lstmopt.report.runner import run_script
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
-from lstmopt.runtimes import Runtime, open_session, ops
+from lstmopt.runtimes import Runtime, open_session, ops, stand_in
 from lstmopt.runtimes import runtime as find_runtime
 from lstmopt.runtimes.base import Deployment, StatefulDeployment
 from lstmopt.runtimes.stateful import stateful_deployments
@@ -67,9 +67,11 @@ class Exported(BaseModel):
         lines = [
             f"{ours.file}: {ours.runtime} {ours.precision}, "
             f"relative error {self.error:.1e} against the original in f32",
-            f"load it with {', '.join(f'{key}={value}' for key, value in ours.settings.items())} "
+            f"{'made for' if _is_ahead(ours) else 'load it with'} "
+            f"{', '.join(f'{key}={value}' for key, value in ours.settings.items())} "
             f"(also in {MANIFEST} beside it)",
             *(f"register {library} with the runtime first" for library in ours.libraries),
+            *(["build its engine with build.sh on the machine that runs it"] if _is_ahead(ours) else []),
             *(f"{item.file}: the same, states inside; request.reset_state()" for item in self.stateful),
             *(f"Note: {note}" for note in self.notes),
         ]
@@ -94,9 +96,9 @@ def export_model(
     Args:
         path: the ONNX file.
         runtime: the runtime's name.
-        precision: "f32", "bf16", "int8", "sparse-f32", "sparse-i16", "sparse-i8" (zeros are skipped; the
-            format of each matrix is chosen by measuring), or "auto": the fastest within 1% of the outputs'
-            deviation.
+        precision: "f32", "bf16", "f16", "int8", "sparse-f32", "sparse-i16", "sparse-i8" (zeros are skipped;
+            the format of each matrix is chosen by measuring), or "auto": the fastest within 1% of the
+            outputs' deviation.
         target: for its shapes and threads.
         output: the folder to write.
         progress: told how far it is.
@@ -108,6 +110,7 @@ def export_model(
         LstmoptError: the model cannot be converted or the output not written.
     """
     _check_output(output)
+    _check_free(output, ["model.xml", "model.bin"] if runtime == "openvino" else ["model.onnx"])
     model, chosen = load_model(path), load_target(target)
     if static:
         model = fixed(model, chosen)
@@ -154,7 +157,7 @@ def convert(
         runtime: the runtime's name.
         precision: one that the runtime has here, or "auto": the fastest of those that the model can be
             built in and that keep the real outputs within `AUTO_ERROR`; f32 where none does and it can be
-            built.
+            built. A runtime that does not run here and for which models can be written is not timed: f32.
         target: for its shapes and threads.
         output: the folder to write; other files there stay.
         progress: told how far it is.
@@ -182,7 +185,15 @@ def convert(
         for item in wanted:
             try:
                 written = build_in(
-                    model, source, runtime, item, choose, target.threads, Path(folder) / item, known
+                    model,
+                    source,
+                    runtime,
+                    item,
+                    choose,
+                    target.threads,
+                    Path(folder) / item,
+                    known,
+                    [feeds for _, feeds in sorted(calls, key=lambda call: -call[0])],
                 )
                 if written is None and precision == "auto":
                     continue
@@ -190,7 +201,7 @@ def convert(
                     raise nothing_sparse(str(path))
                 made, formats = written
                 known.append(formats)
-                outputs = open_session(made, target.threads).run(calls[0][1])
+                outputs = open_session(stand_in(made), target.threads).run(calls[0][1])
                 built.append((made, _checked(relative_error(outputs, expected, real_outputs(model)), made)))
             except LstmoptError as fault:
                 # The copy that was converted is of no interest to the user, and gone.
@@ -213,13 +224,14 @@ def convert(
             threads=target.threads,
             stateful=tuple(item.placed(Path()) for item in kept),
         )
+        _check_free(output, manifest.files)
         manifest.save(best.file.parent / MANIFEST)
         write_folder(best.file.parent, output)
     return Exported(
         source=str(path),
         deployment=best.placed(output),
         error=error,
-        notes=tuple(f"left out: {fault.fault}" for fault in faults),
+        notes=(*_not_run(engine), *(f"left out: {fault.fault}" for fault in faults)),
         stateful=tuple(item.placed(output) for item in kept),
     )
 
@@ -227,19 +239,32 @@ def convert(
 def _wanted(engine: Runtime, precision: str) -> tuple[str, ...]:
     """Returns the precisions to build, checked."""
     status = engine.status()
-    if not status.usable:
+    known = engine.precisions() if status.usable else status.ahead
+    if not known:
         raise LstmoptError(f"--runtime {engine.name}", status.reason, "see lstmopt doctor")
     if precision == "auto":
-        return engine.precisions()
+        return known if status.usable else known[:1]
     if is_sparse(precision) and (absent := ops.absent(engine.name)):
         raise LstmoptError(f"--format {precision}", absent, "see lstmopt doctor, or name a dense format")
-    if precision not in engine.precisions():
+    if precision not in known:
         raise LstmoptError(
             f"--format {precision}",
             f"{engine.name} does not run it here",
-            f"use one of {', '.join(engine.precisions())}",
+            f"use one of {', '.join(known)}",
         )
     return (precision,)
+
+
+def _not_run(engine: Runtime) -> list[str]:
+    """Returns what a user should know of a model that was written for another machine."""
+    status = engine.status()
+    if status.usable:
+        return []
+    return [f"not run in {engine.name} ({status.reason}): the error is ONNX Runtime's on the same file"]
+
+
+def _is_ahead(deployment: Deployment) -> bool:
+    return bool(find_runtime(deployment.runtime).status().ahead)
 
 
 def _fastest(
@@ -279,7 +304,7 @@ def real_outputs(model: ir.Model) -> list[str]:
 def relative_error(
     outputs: Mapping[str, npt.NDArray[Any]], expected: Mapping[str, npt.NDArray[Any]], names: Sequence[str]
 ) -> float:
-    """Returns the root mean square error over the standard deviation of what is expected.
+    """Returns the largest of the outputs' root mean square errors over their standard deviations.
 
     Args:
         outputs: of a call, by name.
@@ -287,17 +312,19 @@ def relative_error(
         names: the outputs that are compared.
 
     Returns:
-        The error, not over anything where nothing deviates. It is NaN or infinite where a value is NaN, or
+        The error; of an output that is constant it is over the deviation of all of them, and over nothing
+        where nothing deviates. It is NaN or infinite where a value is NaN, or
         infinite in one of both alone; the same infinity, such as the logarithm of a probability 0, is right.
     """
-    total = scale = 0.0
+    errors, scales = [], []
     for name in names:
         ours, truth = outputs[name].astype(np.float64), expected[name].astype(np.float64)
         difference = np.subtract(ours, truth, out=np.zeros_like(truth), where=ours != truth)
-        total += float((difference**2).mean())
-        if (finite := np.isfinite(truth)).any():
-            scale += float(truth[finite].var())
-    return float(np.sqrt(total / scale)) if scale else float(np.sqrt(total))
+        errors.append(float((difference**2).mean()))
+        finite = truth[np.isfinite(truth)]
+        scales.append(float(finite.var()) if finite.size else 0.0)
+    whole = sum(scales) or 1.0
+    return max(float(np.sqrt(e / (s or whole))) for e, s in zip(errors, scales, strict=True))
 
 
 def _checked(error: float, made: Deployment) -> float:
@@ -309,6 +336,21 @@ def _checked(error: float, made: Deployment) -> float:
             "check the model's weights, or name another --format",
         )
     return error
+
+
+def _check_free(output: Path, names: Iterable[str]) -> None:
+    """Checks that no file of the user's is written over.
+
+    Raises:
+        LstmoptError: one is there that no earlier call has written.
+    """
+    manifest = output / MANIFEST
+    ours = Manifest.load(manifest).files if manifest.exists() else {}
+    for name in names:
+        if (output / name).exists() and name not in ours:
+            raise LstmoptError(
+                str(output / name), "is there already, and not lstmopt's", "name another folder"
+            )
 
 
 def _check_output(output: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from lstmopt.measure.fingerprint import Fingerprint, fingerprint
-from lstmopt.runtimes import RUNTIMES
+from lstmopt.runtimes import GPU_RUNTIMES, RUNTIMES
 
 OTHERS = (("torch", "needed by optimize: pip install torch"),)
 
@@ -57,7 +57,7 @@ class Diagnosis(BaseModel):
 def doctor() -> Diagnosis:
     """Returns which runtimes, precisions and packages are usable here."""
     findings = []
-    for runtime in RUNTIMES:
+    for runtime in (*RUNTIMES, *GPU_RUNTIMES):
         status = runtime.status()
         findings.append(
             Finding(

@@ -23,13 +23,13 @@ from lstmopt.passes.candidates import (
     best_peer,
     build,
     build_peers,
-    compare,
     evaluate,
     heaviest_call,
     original_deployment,
     peers_of,
     scaled,
     shippable,
+    timed,
 )
 from lstmopt.passes.plans import sparse_only
 from lstmopt.passes.sparse_ops import RoundWeights, sparse_places
@@ -43,7 +43,7 @@ from lstmopt.report.schema import Manifest, Report
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
-from lstmopt.runtimes import open_session
+from lstmopt.runtimes import open_session, stand_in
 from lstmopt.runtimes.base import Deployment, StatefulDeployment
 from lstmopt.runtimes.stateful import stateful_deployments
 
@@ -87,10 +87,12 @@ class Export:
         """
         place = state.workdir / "candidates"
         builds = [build_peers(state.original, state.target, place)]
-        builds += [build(name, model, state.target, place) for name, model in _contenders(state).items()]
+        builds += [
+            build(name, model, state.target, place, ahead=True) for name, model in _contenders(state).items()
+        ]
         builds += _packed(state, place)
         notes = (*state.notes, *(note for built in builds for note in built.notes if note not in state.notes))
-        comparison = compare(builds, state.target, state.seed, state.progress, self.rounds)
+        comparison = timed(builds, state, self.rounds)
         candidates = assess(builds, comparison, state)
         # Only what was measured now can be chosen: the files of the others are older.
         chosen = choose(candidates, state.max_degradation)
@@ -287,11 +289,12 @@ def _plain(folder: Path) -> Deployment:
 
 
 def _copy(deployment: Deployment, place: Path) -> None:
-    """Copies a model file, the weights beside it and its libraries into a folder."""
+    """Copies a model file, what was written beside it and its libraries into a folder."""
     place.mkdir(parents=True, exist_ok=True)
     file = deployment.file
-    for path in (*file.parent.glob(f"{file.stem}.*"), *deployment.libraries):
-        shutil.copyfile(path, place / path.name)
+    scripts = file.parent.glob("build.sh")
+    for path in (*file.parent.glob(f"{file.stem}.*"), *scripts, *deployment.libraries):
+        shutil.copy(path, place / path.name)  # build.sh stays executable
 
 
 def _golden(state: State, model: ir.Model, deployed: list[Deployment]) -> Golden:
@@ -309,7 +312,7 @@ def _golden(state: State, model: ir.Model, deployed: list[Deployment]) -> Golden
         return windows
 
     def recorded(deployment: Deployment, windows: list[dict[str, Any]]) -> tuple[Any, ...]:
-        return play(open_session(deployment, state.target.threads).run, windows, pairs)
+        return play(open_session(stand_in(deployment), state.target.threads).run, windows, pairs)
 
     inputs, of_original = calls(model), calls(state.original)
     for ours, theirs in zip(inputs, of_original, strict=True):

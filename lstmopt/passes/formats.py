@@ -242,6 +242,7 @@ def build_in(
     threads: int,
     folder: Path,
     known: Collection[Mapping[str, str]] = (),
+    calls: Sequence[Feeds] = (),
 ) -> tuple[Deployment, dict[str, str]] | None:
     """Writes a model in the form that a runtime loads in a precision, dense or sparse.
 
@@ -254,6 +255,7 @@ def build_in(
         threads: of one inference.
         folder: where the files go.
         known: formats that were built already: a less exact precision may allow nothing that is faster.
+        calls: inputs of the calls that it is made for, the most frequent first.
 
     Returns:
         How it is loaded, and the format of each place; None where nothing would be sparse, or nothing new.
@@ -262,7 +264,7 @@ def build_in(
         LstmoptError: the runtime cannot build it.
     """
     if not is_sparse(precision):
-        return runtime(name).build(source, precision, folder), {}
+        return runtime(name).build(source, precision, folder, calls), {}
     formats = choose(name, precision)
     if not formats or formats in known:
         return None

@@ -285,6 +285,12 @@ class GrowPrune:
         each = sum(
             1 for _ in state.task.batches(part, batch=settings.batch, sequence=settings.sequence, rng=rng)
         )
+        if not each:
+            raise LstmoptError(
+                "data",
+                f"gives no training batch of {settings.batch} x {settings.sequence}",
+                "give more data, or a smaller GrowPrune(batch=...)",
+            )
         budget = state.budget
         if self.seconds is not None or (self.steps is None and budget.seconds is not None):
             return Length(seconds=self.seconds if self.seconds is not None else budget.seconds), each

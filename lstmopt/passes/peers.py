@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from lstmopt.passes.candidates import assess, build_peers, compare
+from lstmopt.passes.candidates import assess, build_peers, fastest_f32, timed
 
 if TYPE_CHECKING:
     from lstmopt.pipeline import State
@@ -27,5 +27,7 @@ class Peers:
     def run(self, state: State) -> State:
         """Returns the state with its peers."""
         built = build_peers(state.original, state.target, state.workdir)
-        comparison = compare([built], state.target, state.seed, state.progress, self.rounds)
-        return replace(state, peers=assess([built], comparison, state), notes=(*state.notes, *built.notes))
+        comparison = timed([built], state, self.rounds)
+        peers = assess([built], comparison, state)
+        fastest_f32(peers)  # before anything is trained
+        return replace(state, peers=peers, notes=(*state.notes, *built.notes))

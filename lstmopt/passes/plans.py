@@ -137,9 +137,14 @@ def ranked(plans: Sequence[Plan], state: State) -> tuple[Plan, ...]:
         plans: in the order in which they are tried where latency does not tell.
         state: for target and seed.
     """
-    target = sparse_only(state.target)
-    if target is None or len(plans) < 2:
+    sparse = sparse_only(state.target)
+    if sparse is None or len(plans) < 2:
         return tuple(plans)
+    # A small model may be faster in the dense kernel, whose latency its size alone decides.
+    both = tuple(
+        item.model_copy(update={"precisions": ("f32", *item.precisions)}) for item in sparse.runtimes
+    )
+    target = sparse.model_copy(update={"runtimes": both})
     # Kept: close plans would change places when a call goes on, and what was trained be trained anew.
     parts = [f"{keys.model_digest(p.resized.model)} {p.pattern} {p.density}" for p in plans]
     name = keys.digest(keys.surroundings(), target.model_dump_json(), *parts)

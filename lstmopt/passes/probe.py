@@ -200,7 +200,10 @@ def _foreign(table: LatencyTable) -> list[str]:
     """Returns what a user should know who brought this table."""
     notes = []
     if differing := table.foreign():
-        notes.append(f"the latency table of {table.layer} is of another CPU ({', '.join(differing)} differ)")
+        other = f"GPU, {table.fingerprint.gpu}" if table.fingerprint.gpu else "CPU"
+        notes.append(
+            f"the latency table of {table.layer} is of another {other} ({', '.join(differing)} differ)"
+        )
     version = runtime(table.runtime).status().version
     if version and version != table.version:
         notes.append(

@@ -18,6 +18,7 @@ from lstmopt.passes.latency import Layer
 from lstmopt.passes.probe import Progress, grid, layer_tables, model_layers
 from lstmopt.rnn.cells import GRU, LSTM
 from lstmopt.rnn.files import load_model
+from lstmopt.runtimes import runtime
 from lstmopt.runtimes.ops import ABSENT, available
 from lstmopt.runtimes.ops.libraries import MEND
 from lstmopt.sparsity.patterns import parse_pattern
@@ -161,6 +162,14 @@ def _kinds(target: Target, patterns: Sequence[str], densities: Sequence[float]) 
         parse_pattern(pattern)
     asked = asked_kinds(target, tuple(patterns) or None, tuple(densities) or DENSITIES)
     kinds = usable_kinds(asked)
+    if not kinds and not (patterns or densities):
+        told = {name: runtime(name).status().reason for name in dict.fromkeys(kind.runtime for kind in asked)}
+        reasons = [f"{name}: {reason}" for name, reason in told.items() if reason]
+        raise LstmoptError(
+            f"target {target.name}",
+            "; ".join(reasons) or "none of its precisions runs on this machine",
+            "probe on the machine that is meant, or see lstmopt doctor",
+        )
     if (patterns or densities) and not any(kind.pattern != DENSE for kind in kinds):
         where = "--pattern" if patterns else "--density"
         runtimes = {kind.runtime for kind in asked if kind.pattern != DENSE}

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lstmopt import measure
-from lstmopt.passes.candidates import ORIGINAL, Built, Candidate, best_peer, compare, key, peers_of, scaled
+from lstmopt.passes.candidates import ORIGINAL, Built, Candidate, best_peer, key, peers_of, scaled, timed
+from lstmopt.passes.elsewhere import Prediction, is_elsewhere
 from lstmopt.report.schema import Cold, Interval, Latency
 from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes.base import Deployment
@@ -25,7 +26,7 @@ COLD_ROUNDS = 8
 
 def measured_again(
     state: State, chosen: Candidate, written: Deployment, model: ir.Model, rounds: int
-) -> measure.Comparison:
+) -> measure.Comparison | Prediction:
     """Times the written file beside every peer.
 
     Args:
@@ -37,11 +38,14 @@ def measured_again(
     """
     deployments = [peer.deployment for peer in peers_of(state.candidates)]
     builds = _beside(state, deployments, chosen.name, written, model)
-    return compare(builds, state.target, state.seed + 1, state.progress, rounds)
+    return timed(builds, state, rounds, seed=1)
 
 
 def published(
-    candidates: Sequence[Candidate], chosen: Candidate, written: Deployment, again: measure.Comparison
+    candidates: Sequence[Candidate],
+    chosen: Candidate,
+    written: Deployment,
+    again: measure.Comparison | Prediction,
 ) -> tuple[tuple[Candidate, ...], Candidate]:
     """Returns the candidates on the scale of `measured_again`, and the one that ships as written.
 
@@ -58,7 +62,7 @@ def published(
     for candidate in candidates:
         name = key(candidate.name, candidate.deployment)
         changes: dict[str, Any] = {"deployment": written} if candidate is chosen else {}
-        if name in again.rounds:
+        if name in again.names:
             changes["latency"] = again.timing(name)
         found.append(candidate.model_copy(update=changes) if changes else scaled(candidate, factor))
         if candidate is chosen:
@@ -66,7 +70,9 @@ def published(
     return tuple(found), shipped
 
 
-def overtaken(candidates: Sequence[Candidate], shipped: Candidate, again: measure.Comparison) -> bool:
+def overtaken(
+    candidates: Sequence[Candidate], shipped: Candidate, again: measure.Comparison | Prediction
+) -> bool:
     """Returns whether the best peer is as fast as what would ship.
 
     Args:
@@ -91,17 +97,17 @@ def cold(
         rounds: blocks of each, `COLD_ROUNDS` at most.
 
     Returns:
-        None for a model that carries no states, and where the measurement is not to be trusted.
+        None for a model that carries no states, for a target that is another machine, and where the
+        measurement is not to be trusted.
     """
-    if not state_pairs(state.original):
+    if is_elsewhere(state.target) or not state_pairs(state.original):
         return None
     best = best_peer(peers_of(candidates))
-    comparison = compare(
+    comparison = timed(
         _beside(state, [best.deployment], shipped.name, shipped.deployment, model),
-        state.target,
-        state.seed,
-        lambda text, fraction: state.progress(f"{text} with empty caches", fraction),
+        state,
         min(rounds, COLD_ROUNDS),
+        lambda text, fraction: state.progress(f"{text} with empty caches", fraction),
         cold=True,
         attempts=1,
     )

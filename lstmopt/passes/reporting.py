@@ -14,7 +14,8 @@ import numpy as np
 from lstmopt import measure
 from lstmopt.keys import versions
 from lstmopt.measure.fingerprint import fingerprint
-from lstmopt.passes.candidates import NOISE, ORIGINAL, Candidate, best_peer, fastest_f32, key
+from lstmopt.passes.candidates import NOISE, ORIGINAL, Candidate, best_peer, fastest_f32, key, timing_calls
+from lstmopt.passes.elsewhere import Prediction
 from lstmopt.passes.formats import DENSE
 from lstmopt.report.plots import Curve
 from lstmopt.report.schema import (
@@ -34,6 +35,8 @@ from lstmopt.report.schema import (
     Speedup,
 )
 from lstmopt.rnn.reader import find_rnns
+from lstmopt.rnn.states import state_pairs
+from lstmopt.runtimes import stand_in
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -56,7 +59,7 @@ def report(
     state: State,
     candidates: Sequence[Candidate],
     chosen: Candidate,
-    comparison: measure.Comparison,
+    comparison: measure.Comparison | Prediction,
     tested: Tested | None,
 ) -> Report:
     """Returns the report of an artifact.
@@ -65,7 +68,7 @@ def report(
         state: of the run.
         candidates: everything that was measured, the original in every precision among it.
         chosen: what ships.
-        comparison: the measurement that they all took part in.
+        comparison: the measurement that they all took part in, or what stands in for it.
         tested: metric on test data.
     """
     peers = [candidate for candidate in candidates if candidate.name == ORIGINAL]
@@ -75,10 +78,13 @@ def report(
     before, after = size(state.original, f32), size(model, chosen)
     worse = chosen.degradation
     assert worse is not None
-    reference = next((c.metric for c in peers if c.deployment.runtime == "onnxruntime"), peers[0].metric)
+    # What degradations are against; without it, of the first peer.
+    baseline = [c for c in peers if (c.deployment.runtime, c.deployment.precision) == ("onnxruntime", "f32")]
+    reference = (baseline or peers)[0].metric
     own = key(chosen.name, chosen.deployment)
     return Report(
         target=state.target,
+        calls=_calls(state),
         fingerprint=fingerprint(),
         versions=versions(),
         peers=tuple(_peer(peer) for peer in peers),
@@ -112,18 +118,32 @@ def report(
         test=None
         if tested is None
         else Metric(name=state.task.metric, original=tested.original, optimized=tested.optimized),
-        measurement=Measurement(
+        measurement=None
+        if isinstance(comparison, Prediction)
+        else Measurement(
             aa=_interval(comparison.aa),
             trusted=comparison.trusted,
             discarded=comparison.discarded,
             kept_interrupted=comparison.kept_interrupted,
         ),
-        notes=(*state.notes, *([KEPT_INTERRUPTED] if comparison.kept_interrupted else [])),
+        notes=(
+            *_stood_in(chosen),
+            *state.notes,
+            *([KEPT_INTERRUPTED] if comparison.kept_interrupted else []),
+        ),
         seed=state.seed,
         command=state.command,
         source=state.source.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _stood_in(chosen: Candidate) -> list[str]:
+    """Returns what a user should know of a file whose runtime does not run here."""
+    other = stand_in(chosen.deployment).runtime
+    if other == chosen.deployment.runtime:
+        return []
+    return [f"{chosen.deployment.runtime} does not run here: all outputs are those of {other} on its file"]
 
 
 def _loss_name(state: State) -> str:
@@ -179,8 +199,8 @@ def _lstms(state: State, model: ir.Model, chosen: Candidate) -> tuple[LstmRecord
     return tuple(records)
 
 
-def _speedup(comparison: measure.Comparison, peer: Candidate, own: str) -> Speedup:
-    """Returns a peer's latency over the chosen candidate's; nothing where the machine was too busy."""
+def _speedup(comparison: measure.Comparison | Prediction, peer: Candidate, own: str) -> Speedup:
+    """Returns a peer's latency over the chosen candidate's; nothing where it is not known."""
     if not comparison.trusted:
         return Speedup()
     return Speedup.model_validate(comparison.ratio(key(ORIGINAL, peer.deployment), own))
@@ -192,6 +212,15 @@ def _interval(value: Any) -> Interval:
 
 def _latency(candidate: Candidate) -> Latency:
     return Latency.model_validate(candidate.latency.model_dump(include=set(Latency.model_fields)))
+
+
+def _calls(state: State) -> tuple[str, ...]:
+    """Returns what was fed in each measured call; a model's own sizes come before the target's."""
+    states = {pair.input for pair in state_pairs(state.original)}
+    return tuple(
+        ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items() if name not in states)
+        for _, feeds in timing_calls(state.original, state.target, state.seed)
+    )
 
 
 def _peer(candidate: Candidate) -> Peer:

@@ -18,7 +18,7 @@ from lstmopt.report.golden import play, read_golden
 from lstmopt.report.run import TOLERANCES, difference
 from lstmopt.report.schema import Manifest, Report
 from lstmopt.rnn.files import load_model
-from lstmopt.runtimes import open_session, runtime
+from lstmopt.runtimes import open_session, runtime, stand_in
 from lstmopt.runtimes.base import Deployment
 from lstmopt.tasks.base import degradation
 
@@ -127,12 +127,15 @@ def artifact_checks(folder: Path, manifest: Manifest) -> list[Check]:
     pairs = [(state.input, state.output) for state in manifest.states]
     for index, deployment in enumerate(manifest.deployments(folder)):
         name = f"outputs, {deployment.runtime} {deployment.precision}"
-        status = runtime(deployment.runtime).status()
+        standing = stand_in(deployment)
+        if standing.runtime != deployment.runtime:
+            name += f" in {standing.runtime}, since it does not run here"
+        status = runtime(standing.runtime).status()
         if not status.usable:
             checks.append(Check(name=name, passed=index > 0, detail=f"not checked: {status.reason}"))
             continue
         try:
-            windows = play(open_session(deployment, manifest.threads).run, golden.inputs, pairs)
+            windows = play(open_session(standing, manifest.threads).run, golden.inputs, pairs)
         except LstmoptError as refused:
             checks.append(Check(name=name, passed=False, detail=refused.fault))
             continue
@@ -141,7 +144,7 @@ def artifact_checks(folder: Path, manifest: Manifest) -> list[Check]:
             (difference([w[name] for w in recorded], [w.get(name) for w in windows]) for name in recorded[0]),
             default=0.0,
         )
-        limit = TOLERANCES[deployment.precision]
+        limit = TOLERANCES.get(deployment.precision, TOLERANCES["int8"])
         checks.append(
             Check(
                 name=name,
@@ -172,6 +175,10 @@ def verify_artifact(
     """
     artifact = Path(artifact)
     manifest = Manifest.load(artifact / "manifest.json")
+    if not (artifact / "report.json").exists():
+        raise LstmoptError(
+            str(artifact), "is an export, which has nothing recorded to check", "try lstmopt bench"
+        )
     report = Report.load(artifact / "report.json")
     checks = artifact_checks(artifact, manifest)
     contract = report.contract

@@ -15,6 +15,8 @@ from lstmopt.rnn.files import load_model
 from lstmopt.targets import Target, load_target
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from lstmopt.measure.table import LatencyTable
 
 GIVEN = ("model", "target", "data")
@@ -111,6 +113,7 @@ class Pipeline:
         given_teacher = None if teacher is None else load_model(teacher)
         chosen = load_target(target)
         check_target(chosen)
+        check_tables(original, chosen, latency_tables)
         folder = run_folder(output)
         with sole_owner(folder):
             if fresh:
@@ -160,14 +163,42 @@ def check_target(target: Target) -> None:
     """Checks that the target has what every comparison starts from, before anything is measured.
 
     Raises:
-        LstmoptError: an unknown runtime, or none that runs f32 here.
+        LstmoptError: an unknown runtime, or none that runs f32 here or can be written for in it.
     """
+    from lstmopt.passes.elsewhere import is_elsewhere
     from lstmopt.runtimes import runtime
 
     engines = [(runtime(wanted.runtime), wanted.precisions) for wanted in target.runtimes]
+    if is_elsewhere(target) and any("f32" in {*item.status().ahead} & {*asked} for item, asked in engines):
+        return
     if not any("f32" in precisions and engine.status().usable for engine, precisions in engines):
         raise LstmoptError(
             f"target {target.name}",
             "no runtime of it runs f32 on this machine, with which everything is compared",
             "add f32 to one of its runtimes, or see lstmopt doctor",
         )
+
+
+def check_tables(model: ir.Model, target: Target, tables: tuple[LatencyTable, ...]) -> None:
+    """Checks, for a target that is another machine, that tables tell its speed.
+
+    Args:
+        model: the original.
+        target: whose runtimes and precisions all have to be told.
+        tables: that were given.
+
+    Raises:
+        LstmoptError: one of them is not.
+    """
+    from lstmopt.passes.elsewhere import is_elsewhere, untold
+    from lstmopt.passes.latency import latency_models
+    from lstmopt.runtimes import runtime
+
+    if not is_elsewhere(target):
+        return
+    told = {model.kind[:2] for model in latency_models(model, tables, (), target)}
+    for item in target.runtimes:
+        written = runtime(item.runtime).status().ahead
+        for precision in item.precisions:
+            if precision in written and (item.runtime, precision) not in told:
+                raise untold(model, tables, target, item.runtime, precision)

@@ -50,7 +50,7 @@ def optimize_module(
     Args:
         module: on the CPU; it is not changed.
         example_inputs: a tensor, or a tuple of the forward's arguments.
-        output: the artifact folder; the export is written beside it, with ``.onnx`` behind its name.
+        output: the artifact folder; the export is written beside it, with ``.module.onnx`` behind its name.
         input_names: of the ONNX model; the forward's parameter names where None.
         output_names: of the ONNX model; "output" or "output_0" and so on where None.
         dynamic_axes: as `torch.onnx.export` takes them; without them the shapes are those of the example.
@@ -66,6 +66,8 @@ def optimize_module(
         ContractError: nothing holds the contract.
     """
     check_torch()
+    # Before minutes are spent: what `Pipeline.run` does not know is a slip of the pen.
+    inspect.signature(Pipeline.run).bind_partial(**options)
     from lstmopt.bridge.modules import find_places, marked, rebuilt, recurrent_modules, tensors_in
     from lstmopt.passes import BackOff
     from lstmopt.passes.simplify import simplify
@@ -74,7 +76,7 @@ def optimize_module(
     arguments = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     names = list(input_names or _parameter_names(module, len(list(tensors_in(arguments)))))
     out = Path(output)
-    source = out.with_name(f"{out.name}.onnx")
+    source = out.with_name(f"{out.name}.module.onnx")
     source.parent.mkdir(parents=True, exist_ok=True)
     form = _Form(names, output_names, dynamic_axes)
     _export(module, arguments, source, form)

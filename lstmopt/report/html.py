@@ -62,14 +62,20 @@ def _template() -> Template:
 
 
 def trusted(report: Report) -> bool:
-    """Returns whether latencies may be published: the A/A pair was within 2%."""
-    return report.measurement is None or report.measurement.trusted
+    """Returns whether latencies may be published: they were measured, and the A/A pair was within 2%."""
+    return not report.predicted and (report.measurement is None or report.measurement.trusted)
 
 
 def headline(report: Report) -> str:
     """Returns the result in one sentence."""
     best = report.peers[report.best_peer]
     shipped = report.optimized
+    if report.predicted:
+        return (
+            f"What ships: {shipped.name} in {shipped.title}. Its speed was not measured: for its recurrent "
+            f"layers the latency tables predict {figures.latency(shipped.latency_us.median)} a call, for the "
+            f"original's in {best.title} {figures.latency(best.latency_us.median)}."
+        )
     if not trusted(report):
         return f"What ships: {shipped.name} in {shipped.title}. Its speed has to be measured again."
     took = figures.latency(shipped.latency_us.median)
@@ -111,8 +117,15 @@ def tiles(report: Report) -> list[Row]:
 def _speed(report: Report, ratio: Speedup, peer: str) -> Row:
     row = {"value": figures.ratio(ratio.value), "detail": _interval(ratio, figures.ratio), "state": ""}
     if not trusted(report):
-        row |= {"value": "–", "detail": "not published: the machine was too busy to measure it"}
+        row |= {"value": "–", "detail": unpublished(report)}
     return {**row, "name": f"the speed of {peer}"}
+
+
+def unpublished(report: Report) -> str:
+    """Returns why no speed is published, in one line."""
+    if report.predicted:
+        return "not measured: the target's runtimes do not run here"
+    return "not published: the machine was too busy to measure it"
 
 
 def _latency(report: Report, microseconds: float) -> str:
@@ -289,8 +302,8 @@ def _moment(report: Report) -> str:
 def _shapes(report: Report) -> str:
     shapes = report.target.shapes
     total = sum(shape.weight for shape in shapes)
+    said = report.calls or [f"batch {shape.batch}, {shape.sequence} steps" for shape in shapes]
     return "; ".join(
-        f"batch {shape.batch}, {shape.sequence} steps"
-        + (f" ({figures.percent(shape.weight / total, 0)} of calls)" if len(shapes) > 1 else "")
-        for shape in shapes
+        words + (f" ({figures.percent(shape.weight / total, 0)} of calls)" if len(shapes) > 1 else "")
+        for words, shape in zip(said, shapes, strict=True)
     )

@@ -67,6 +67,7 @@ class Report(Document):
 
     Attributes:
         target: the target as it was used: runtimes, threads, shapes.
+        calls: the inputs of a measured call of each shape, as "x [35, 1, 8]"; states are left out.
         fingerprint: the machine on which everything was measured.
         versions: of lstmopt, the runtimes, Python.
         peers: the original in every runtime and precision.
@@ -90,6 +91,7 @@ class Report(Document):
     """
 
     target: Target
+    calls: tuple[str, ...] = ()
     fingerprint: Fingerprint
     versions: dict[str, str] = {}
     peers: tuple[Peer, ...] = Field(min_length=1)
@@ -117,6 +119,11 @@ class Report(Document):
             raise ValueError("fastest_f32 and best_peer are indices into peers")
         return self
 
+    @property
+    def predicted(self) -> bool:
+        """Whether latencies are what latency tables predict, the target being another machine."""
+        return self.optimized.latency_us.samples == 0
+
     @computed_field  # type: ignore[prop-decorator]
     @property
     def lines(self) -> tuple[str, ...]:
@@ -130,6 +137,8 @@ class Report(Document):
             told.append("does not meet the accuracy contract")
         elif self.contract.too_few:
             told.append("meets the accuracy contract, but the data are too few to be sure")
-        if self.measurement is not None and not self.measurement.trusted:
+        if self.predicted:
+            told.append("no speed was measured: the target's runtimes do not run here")
+        elif self.measurement is not None and not self.measurement.trusted:
             told.append("the machine was too busy: no speed is published")
         return tuple(told)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_NAMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
+_NAMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "cudnn": "cuDNN"}
 
 
 def runtime_title(runtime: str) -> str:

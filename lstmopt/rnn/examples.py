@@ -37,6 +37,15 @@ TRIAL_SIZES = (2, 16, 64, 128, 256, 512, 576, 1024, 4096)
 MOVERS = frozenset({"Cast", "Identity", "Unsqueeze", "Squeeze", "Transpose", "Reshape", "Flatten", "Expand"})
 """Operators that hand integers on unchanged."""
 
+BOUNDS = frozenset({"Clip", "Min", "Max", "Mod"})
+"""Operators that hand integers inside some bounds on unchanged."""
+
+FLOATS = frozenset({1, 10, 11, 16})
+"""ONNX's numbers of float32, float16, float64 and bfloat16."""
+
+ORDINARY = 100
+"""Below this are the integers that a model is fed which computes with them and looks nothing up."""
+
 
 def real_inputs(model: ir.Model) -> list[ir.Value]:
     """Returns the graph inputs that a caller feeds: those without a default value."""
@@ -53,12 +62,12 @@ def dynamic_axes(model: ir.Model) -> dict[str, list[tuple[str, int]]]:
     return axes
 
 
-def _downstream(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
-    """Yields the consumers of a value, through operators that hand it on unchanged."""
+def _downstream(value: ir.Value, bounded: bool = False) -> Iterator[tuple[ir.Node, int]]:
+    """Yields the consumers of a value, through operators that hand it on unchanged, or inside `bounded`."""
     for node, index in value.uses():
-        if node.op_type in MOVERS and index == 0:
+        if (node.op_type in MOVERS or (bounded and node.op_type in BOUNDS)) and index == 0:
             for output in node.outputs:
-                yield from _downstream(output)
+                yield from _downstream(output, bounded)
         else:
             yield node, index
 
@@ -69,7 +78,7 @@ def token_bounds(model: ir.Model) -> dict[str, int]:
     for value in real_inputs(model):
         if value.dtype is None or value.dtype.is_floating_point():
             continue
-        for node, index in _downstream(value):
+        for node, index in _downstream(value, bounded=True):
             if node.op_type == "Gather" and index == 1:
                 table = constant_value(node.inputs[0])
                 if table is not None and table.ndim:
@@ -81,6 +90,22 @@ def token_bounds(model: ir.Model) -> dict[str, int]:
                 if depth is not None:
                     bounds[str(value.name)] = int(depth.reshape(-1)[0])
     return bounds
+
+
+def _quantities(model: ir.Model) -> set[str]:
+    """Returns the integer inputs that are turned into floats, and nothing else: samples, counts."""
+    found = set()
+    for value in real_inputs(model):
+        if value.dtype is None or value.dtype.is_floating_point():
+            continue
+        casts = [
+            node
+            for node, _ in value.uses()
+            if node.op_type == "Cast" and node.attributes["to"].as_int() in FLOATS
+        ]
+        if casts and len(casts) == len(list(value.uses())):
+            found.add(str(value.name))
+    return found
 
 
 def switches(model: ir.Model) -> dict[str, int]:
@@ -127,6 +152,7 @@ def example_inputs(
     rng = np.random.default_rng(seed)
     sizes = dict(sizes or {})
     tokens, choices, lengths = token_bounds(model), switches(model), _lengths(model)
+    quantities = _quantities(model) - set(tokens) - set(choices) - set(lengths)
     feeds: dict[str, Array] = {}
     for value in real_inputs(model):
         name = str(value.name)
@@ -147,6 +173,9 @@ def example_inputs(
             feeds[name] = np.ones(shape, dtype)
         elif dtype == np.uint8:
             feeds[name] = rng.integers(0, 256, shape).astype(dtype)
+        elif name in quantities:
+            low = max(-ORDINARY, np.iinfo(dtype).min)
+            feeds[name] = rng.integers(low, ORDINARY, shape).astype(dtype)
         else:
             feeds[name] = np.ones(shape, dtype)
     longest = _sequence_size(model, sizes)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from lstmopt.errors import LstmoptError
 from lstmopt.runtimes.base import Deployment, Runtime, RuntimeStatus, Session, TensorInfo
+from lstmopt.runtimes.cudnn import CuDnn
 from lstmopt.runtimes.onnxruntime import OnnxRuntime
 from lstmopt.runtimes.openvino import OpenVino
+from lstmopt.runtimes.tensorrt import TensorRt
 
 __all__ = [
+    "GPU_RUNTIMES",
     "RUNTIMES",
     "Deployment",
     "Runtime",
@@ -16,9 +19,14 @@ __all__ = [
     "TensorInfo",
     "open_session",
     "runtime",
+    "stand_in",
 ]
 
 RUNTIMES: tuple[Runtime, ...] = (OpenVino(), OnnxRuntime())
+"""Those of every machine."""
+
+GPU_RUNTIMES: tuple[Runtime, ...] = (TensorRt(), CuDnn())
+"""Those that run on an NVIDIA GPU alone; models can be written for them elsewhere."""
 
 
 def runtime(name: str) -> Runtime:
@@ -27,12 +35,11 @@ def runtime(name: str) -> Runtime:
     Raises:
         LstmoptError: there is none of that name.
     """
-    for item in RUNTIMES:
+    known = (*RUNTIMES, *GPU_RUNTIMES)
+    for item in known:
         if item.name == name:
             return item
-    raise LstmoptError(
-        f"runtime {name}", "unknown", f"use one of {', '.join(item.name for item in RUNTIMES)}"
-    )
+    raise LstmoptError(f"runtime {name}", "unknown", f"use one of {', '.join(item.name for item in known)}")
 
 
 def open_session(deployment: Deployment, threads: int) -> Session:
@@ -46,3 +53,18 @@ def open_session(deployment: Deployment, threads: int) -> Session:
         LstmoptError: an unknown runtime, one that is not installed, or a file that it cannot load.
     """
     return runtime(deployment.runtime).open(deployment, threads)
+
+
+def stand_in(deployment: Deployment) -> Deployment:
+    """Returns a deployment itself, or what runs in its place where its runtime does not run here.
+
+    That is ONNX Runtime on the same file, for runtimes that load ONNX: the same tensors, those in f16 as
+    well, though each operator computes in f32. It tells accuracy and nothing of speed.
+
+    Args:
+        deployment: of any runtime.
+    """
+    if runtime(deployment.runtime).status().usable or deployment.file.suffix != ".onnx":
+        return deployment
+    settings = {"session.intra_op.allow_spinning": "0"}
+    return deployment.model_copy(update={"runtime": "onnxruntime", "settings": settings})

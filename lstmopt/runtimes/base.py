@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -21,9 +21,9 @@ class Deployment(BaseModel):
     """A file and how a runtime loads it: an entry of ``manifest.json``.
 
     Attributes:
-        runtime: "openvino" or "onnxruntime".
+        runtime: "openvino", "onnxruntime", "tensorrt" and so on.
         file: what the runtime loads.
-        precision: "f32", "bf16", "int8", or "sparse-" and a format of our ops.
+        precision: "f32", "bf16", "f16", "int8", or "sparse-" and a format of our ops.
         settings: what to pass to the runtime.
         libraries: extension libraries that it needs.
         input_shapes: shape of each input; a name where the size is dynamic.
@@ -78,13 +78,23 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class RuntimeStatus:
-    """Whether a runtime can be used here, and if not, why and what to install."""
+    """Whether a runtime can be used here, and if not, why and what to install.
+
+    Attributes:
+        name: of the runtime.
+        usable: whether models run in it here.
+        version: of its package, where installed.
+        precisions: that run here.
+        reason: what the user should know.
+        ahead: precisions in which models can be written here for other machines, usable or not.
+    """
 
     name: str
     usable: bool
     version: str
     precisions: tuple[str, ...]
     reason: str = ""
+    ahead: tuple[str, ...] = ()
 
 
 class Session(Protocol):
@@ -130,13 +140,17 @@ class Runtime(Protocol):
     def precisions(self) -> tuple[str, ...]:
         """Returns the precisions that this machine runs."""
 
-    def build(self, model_file: Path, precision: str, folder: Path) -> Deployment:
+    def build(
+        self, model_file: Path, precision: str, folder: Path, calls: Sequence[Feeds] = ()
+    ) -> Deployment:
         """Writes what it loads into a folder.
 
         Args:
             model_file: an ONNX file; for a sparse precision one with our ops.
             precision: one of `precisions`, or "sparse-" and any format.
             folder: where the files go; it is made.
+            calls: inputs of the calls that it is made for, the most frequent first; of use to runtimes
+                that compile for sizes.
 
         Returns:
             How the runtime loads them.

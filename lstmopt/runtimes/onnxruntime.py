@@ -6,7 +6,7 @@ import logging
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,9 @@ class OnnxRuntime:
         """Returns f32 and int8, which every CPU runs, and the sparse ops' where they were built."""
         return ("f32", "int8", *(SPARSE_PRECISIONS if available(self.name) else ()))
 
-    def build(self, model_file: Path, precision: str, folder: Path) -> Deployment:
+    def build(
+        self, model_file: Path, precision: str, folder: Path, calls: Sequence[Feeds] = ()
+    ) -> Deployment:
         """Copies the model (f32, sparse ops) or quantises its weights to int8.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -139,7 +139,9 @@ class OpenVino:
         dense = ("f32", "bf16") if "BF16" in _capabilities() else ("f32",)
         return (*dense, *(SPARSE_PRECISIONS if available(self.name) else ()))
 
-    def build(self, model_file: Path, precision: str, folder: Path) -> Deployment:
+    def build(
+        self, model_file: Path, precision: str, folder: Path, calls: Sequence[Feeds] = ()
+    ) -> Deployment:
         """Writes ``model.xml`` and ``model.bin``; weights stay f32, the precision is a setting.
 
         Raises:

@@ -54,7 +54,8 @@ class Target(_Frozen):
         runtimes: runtimes and precisions that may be deployed; each is measured.
         threads: threads that one inference may use.
         shapes: the calls that latency is measured on.
-        patterns: sparsity patterns allowed, "unstructured" among them where the runtime runs zeros.
+        patterns: sparsity patterns allowed, "unstructured" among them where the runtime runs zeros; none
+            where zeros buy nothing: hidden sizes shrink, and what is left is trained dense.
     """
 
     name: str

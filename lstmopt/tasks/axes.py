@@ -86,6 +86,21 @@ class Trial:
             }
         return {}
 
+    def sequences_first(self, name: str) -> bool:
+        """Whether the first axis of an input counts sequences, where as many steps are on the next.
+
+        What lies at its first place is then read by one sequence of the first recurrent layer alone.
+
+        Args:
+            name: name of the input.
+        """
+        assert self._watched is not None
+        feeds = {key: array.copy() for key, array in self.feeds.items()}
+        feeds[name][0] = feeds[name][:1] * 0 if feeds[name][0].any() else feeds[name][0] + 1
+        before, after = self.outputs[self._watched], self._reference.run(feeds)[self._watched]
+        changed = (before != after).any(axis=2)  # [steps, sequences]
+        return bool(changed.any(axis=0).sum() == 1)
+
     def changed_rows(
         self, output: str, name: str, batch_axis: int, limit: int | None
     ) -> npt.NDArray[np.intp]:

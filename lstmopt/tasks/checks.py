@@ -34,6 +34,13 @@ def check(arrays: Mapping[str, Array], where: str, interface: Interface, task: s
             raise LstmoptError(
                 f"{where}, array {name}", "the model has no such input", f"its inputs are: {', '.join(names)}"
             )
+    for pair in interface.states:
+        if pair.input in arrays and arrays[pair.input].any():
+            raise LstmoptError(
+                f"{where}, array {pair.input}",
+                f"is taken for a state: it starts at 0, and {pair.output} is its next value",
+                "leave it out of the data; rename that output where it is none",
+            )
     inputs = {}
     for port in interface.inputs:
         if port.name not in arrays:
@@ -111,6 +118,8 @@ def _check_labels(labels: Array, data: Dataset, place: str, interface: Interface
     if task == "regress" or classes is None:
         return
     lowest = -1 if task == "classify" else 0  # -1 is a step that has no class
+    if classes == 1 and task == "classify":
+        raise LstmoptError(place, "name classes, and the model has one output", "use --task regress")
     _check_range(labels, lowest, classes, place, "class {}, the model has 0 to {}", "mend the labels")
     if labels.max() < 0:
         raise LstmoptError(place, "holds nothing but -1", "give at least one class")

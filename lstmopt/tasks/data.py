@@ -94,7 +94,7 @@ def _read_npz(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, zipfile.BadZipFile, AttributeError, EOFError) as error:
+    except (ValueError, OSError, zipfile.BadZipFile, AttributeError, EOFError, TypeError) as error:
         raise LstmoptError(
             f"data {path}", "is not an .npz file of plain arrays", "write it with numpy.savez(path, **arrays)"
         ) from error
@@ -127,6 +127,10 @@ def _arrays(made: Mapping[Any, Any], where: str) -> dict[str, Array]:
         raise LstmoptError(where, f"gives what is no array ({error})", "give plain numpy arrays") from error
 
 
+SHORT = 35
+"""Tokens: the end of a stream that is shorter is not much to be judged by."""
+
+
 def split(data: Dataset, stream: bool) -> tuple[Dataset, Dataset]:
     """Returns all but the last tenth, and the last tenth, which is contiguous.
 
@@ -139,6 +143,8 @@ def split(data: Dataset, stream: bool) -> tuple[Dataset, Dataset]:
     """
     cut = [array for name, array in data.inputs.items() if name not in data.shared]
     axis = 1 if stream and cut and cut[0].ndim == 2 else 0
+    if axis == 1 and cut[0].shape[1] * VALIDATION_SHARE < SHORT and cut[0].shape[0] * VALIDATION_SHARE >= 1:
+        axis = 0  # many short streams: whole ones are kept
     count = cut[0].shape[axis] if cut else 1
     kept = count - max(1, int(count * VALIDATION_SHARE))
     if kept < 1:

@@ -82,7 +82,7 @@ class Interface:
         states: pairs of state inputs and outputs.
         outputs: real outputs, in order; the first one is what labels are compared with.
         vocabulary: number of tokens of each input that indexes a table.
-        scale: what the first output is: "logits", "probabilities" or "log-probabilities".
+        scale: what the first output is: "logits", "probabilities", "log-probabilities" or "sigmoids".
         batch: the batch where the model fixes it, else None.
     """
 
@@ -137,7 +137,7 @@ def read_interface(model: ir.Model) -> Interface:
     has_batch = "batch" in roles.values()
     vocabulary = token_bounds(model)
     inputs = [
-        _input(value, roles, None if has_batch else sizes)
+        _input(value, roles, None if has_batch else sizes, trial)
         for value in real_inputs(model)
         if str(value.name) not in states
     ]
@@ -203,7 +203,7 @@ def _axis(value: ir.Value, roles: Mapping[str, str], role: str) -> int | None:
     return None
 
 
-def _input(value: ir.Value, roles: Mapping[str, str], sizes: tuple[int, int] | None) -> Port:
+def _input(value: ir.Value, roles: Mapping[str, str], sizes: tuple[int, int] | None, trial: Trial) -> Port:
     """Returns an input; `sizes` are steps and sequences of the first layer where the batch is fixed."""
     shape = _sizes(value)
     batch, sequence = _axis(value, roles, "batch"), _axis(value, roles, "sequence")
@@ -211,7 +211,7 @@ def _input(value: ir.Value, roles: Mapping[str, str], sizes: tuple[int, int] | N
         if sizes is not None:
             fitting = [axis for axis, size in enumerate(shape) if size == sizes[1] and axis != sequence]
             if len(fitting) > 1 and shape[:2] == sizes and sizes[0] > 1:
-                fitting = [1]  # as many steps as sequences: ONNX's own order
+                fitting = [0 if trial.sequences_first(str(value.name)) else 1]  # as many steps as sequences
             batch = fitting[0] if fitting else None
         elif len(shape) > 1:
             # Without a layer to see, the batch is the first axis, unless that is the sequence.
@@ -220,20 +220,25 @@ def _input(value: ir.Value, roles: Mapping[str, str], sizes: tuple[int, int] | N
     return Port(str(value.name), np.dtype(value.dtype.numpy()), shape, batch, sequence)
 
 
+KEEPS_SCALE = frozenset(
+    {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Slice", "Gather",
+     "Dropout", "Clip", "Min", "Max"}
+)  # fmt: skip
+"""Operators after which probabilities are still probabilities, but for what a bound cuts off."""
+
+
 def _scale(model: ir.Model, output: str) -> str:
     value = next(value for value in model.graph.outputs if value.name == output)
     node = value.producer()
-    while node is not None and node.op_type in (
-        "Identity",
-        "Cast",
-        "Reshape",
-        "Squeeze",
-        "Unsqueeze",
-        "Transpose",
-    ):
-        node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    kinds = {"Softmax": "probabilities", "LogSoftmax": "log-probabilities"}
-    return kinds.get(node.op_type if node is not None else "", "logits")
+    logarithm = False
+    while node is not None and node.op_type in (*KEEPS_SCALE, "Log"):
+        logarithm = logarithm or node.op_type == "Log"
+        node = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+    kind = node.op_type if node is not None else ""
+    kinds = {"LogSoftmax": "log-probabilities", "Sigmoid": "sigmoids", "HardSigmoid": "sigmoids"}
+    if kind == "Softmax":
+        return "log-probabilities" if logarithm else "probabilities"
+    return "logits" if logarithm else kinds.get(kind, "logits")
 
 
 def log_probabilities(scores: Array, scale: str) -> npt.NDArray[np.float64]:

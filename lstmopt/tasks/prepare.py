@@ -87,6 +87,17 @@ def prepare(
         raise LstmoptError(
             "--task lm", "the model does not read tokens and score its vocabulary", "use another task"
         )
+    if chosen == "lm" and len(interface.inputs) > 1:
+        other = next(port.name for port in interface.inputs if port.name not in interface.vocabulary)
+        raise LstmoptError(
+            f"input {other}", "is not a token or a state, and --task lm feeds no others", "use --task distill"
+        )
+    if chosen in ("lm", "classify") and interface.scale == "sigmoids":
+        raise LstmoptError(
+            f"--task {chosen}",
+            "the model's output is a sigmoid: each class by itself, and not one of them",
+            "use --task regress, with labels of 0 and 1 in the output's shape",
+        )
     labelled = chosen != "distill"
     made = _task(chosen, interface, labelled)
     session = OfGraph(model)

@@ -6,6 +6,7 @@ python -m models.char_lm.optimize -o build/char-lm
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("build/char-lm"))
     parser.add_argument("--seconds", type=float, default=TRAINING_SECONDS, help="of all training together")
     parser.add_argument("--trained", type=Path, help="deploy this model, trained before; no training")
+    parser.add_argument("--target", default="local")
+    parser.add_argument("--scales", type=float, nargs="+", default=SCALES, help="shares of the hidden size")
     options = parser.parse_args()
     text = corpus()
     if not text.pinned:
@@ -42,15 +45,15 @@ def main() -> None:
         (Trained(options.trained),)
         if options.trained
         else (
-            Probe(step=16, smallest=0.85, densities=(1 / COMPRESSION,)),
-            BackOff(scales=SCALES, compression=COMPRESSION, relaxed=RELAXED, train=train),
+            Probe(step=16, smallest=0.85 * min(1.0, *options.scales), densities=(1 / COMPRESSION,)),
+            BackOff(scales=tuple(options.scales), compression=COMPRESSION, relaxed=RELAXED, train=train),
         )
     )
     stages = (Simplify(), Peers(), *trained, Export(), Verify())
     with progress_shown() as progress:
         state = Pipeline(*stages).run(
             model_path(),
-            target="local",
+            target=options.target,
             output=options.output,
             data={"tokens": text.train},
             val={"tokens": text.valid},
@@ -58,7 +61,7 @@ def main() -> None:
             task="lm",
             max_degradation=0.0,
             budget=Budget(seconds=options.seconds),
-            command="make char-lm",
+            command=shlex.join(["python", "-m", "models.char_lm.optimize", *sys.argv[1:]]),
             notes=() if text.pinned else (UNPINNED,),
             progress=progress,
         )

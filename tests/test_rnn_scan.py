@@ -1,0 +1,159 @@
+"""Recurrent nodes as Scan, f16, and settled branches compute what ONNX Runtime computes of the original."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from lstmopt.errors import LstmoptError
+from lstmopt.rnn import reader
+from lstmopt.rnn.branches import SettleBranches
+from lstmopt.rnn.cells import GRU, LSTM
+from lstmopt.rnn.half import Half
+from lstmopt.rnn.rewriting import rewrite
+from lstmopt.rnn.scan import AsScan
+from tests.recurrent import feeds_of, in_onnxruntime, recurrent
+
+FORMS: list[tuple[str, str, dict[str, Any]]] = [
+    *(
+        (kind, direction, {"lengths": lengths, "states": states, "clip": 0.3})
+        for kind in ("LSTM", "GRU")
+        for direction in ("forward", "reverse", "bidirectional")
+        for lengths in (False, True)
+        for states in (False, True)
+    ),
+    ("LSTM", "bidirectional", {"peepholes": True, "lengths": True, "states": True}),
+    ("LSTM", "bidirectional", {"input_forget": 1, "states": True}),
+    ("LSTM", "forward", {"bias": False, "opset": 11}),
+    ("GRU", "bidirectional", {"linear_before_reset": 1, "states": True, "opset": 20}),
+    ("GRU", "forward", {"linear_before_reset": 1, "bias": False}),
+    *(
+        ("LSTM", "bidirectional", given | {"activations": ["Sigmoid", name, "Tanh", "Sigmoid", "Tanh", name]})
+        for name, given in (
+            ("Relu", {}), ("Softsign", {}), ("Softplus", {}), ("HardSigmoid", {}), ("LeakyRelu", {}),
+            ("Elu", {}), ("ThresholdedRelu", {}),
+            ("Affine", {"activation_alpha": [0.3, 0.5], "activation_beta": [0.1, 0.2]}),
+            ("ScaledTanh", {"activation_alpha": [0.3, 0.5], "activation_beta": [0.7, 0.9]}),
+            ("HardSigmoid", {"activation_alpha": [0.3, 0.5], "activation_beta": [0.1, 0.2]}),
+            ("ThresholdedRelu", {"activation_alpha": [0.1, 0.2]}),
+            ("LeakyRelu", {"activation_alpha": [0.1, 0.2]}),
+        )
+    ),
+]  # fmt: skip
+
+
+def named(form: tuple[str, str, dict[str, Any]]) -> str:
+    kind, direction, rest = form
+    return f"{kind} {direction} {rest}"
+
+
+@pytest.mark.parametrize("form", FORMS, ids=named)
+def test_a_scan_computes_what_the_node_does(
+    form: tuple[str, str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "CELLS", (LSTM, GRU))
+    kind, direction, rest = form
+    model = recurrent(kind, direction, **rest)
+    feeds = feeds_of(model)
+    expected = in_onnxruntime(model, feeds)
+    proto = ir.to_proto(rewrite(ir.from_proto(model), AsScan(lambda layer: True)))
+    onnx.checker.check_model(proto)
+    assert {node.op_type for node in proto.graph.node} & {"LSTM", "GRU"} == set()
+    got = in_onnxruntime(proto, feeds)
+    assert list(got) == list(expected)
+    for name, array in expected.items():
+        assert got[name].shape == array.shape and np.abs(got[name] - array).max() < 1e-5
+
+
+def test_an_opset_without_range_is_refused() -> None:
+    model = ir.from_proto(recurrent(clip=0.3, opset=9))
+    with pytest.raises(LstmoptError, match="opset 9"):
+        rewrite(model, AsScan(lambda layer: True))
+
+
+def test_half_keeps_the_interface_and_casts_inside() -> None:
+    model = recurrent("LSTM", "bidirectional", states=True, lengths=True)
+    proto = ir.to_proto(rewrite(ir.from_proto(model), Half()))
+    onnx.checker.check_model(proto)
+    for before, after in ((model.graph.input, proto.graph.input), (model.graph.output, proto.graph.output)):
+        assert [(v.name, v.type) for v in before] == [(v.name, v.type) for v in after]
+    kinds = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    assert set(kinds.values()) == {TensorProto.FLOAT16} and len(kinds) == 3
+    feeds = feeds_of(model)
+    expected, got = in_onnxruntime(model, feeds), in_onnxruntime(proto, feeds)
+    for name, array in expected.items():
+        error = np.abs(got[name] - array).max()
+        assert got[name].dtype == np.float32 and 0 < error < 2e-3
+
+
+def test_half_refuses_what_is_beyond_it() -> None:
+    model = recurrent()
+    weights = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    weights.flat[3] = 1e6
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "W"))
+    with pytest.raises(LstmoptError, match="'W': holds 1e\\+06, beyond f16"):
+        rewrite(ir.from_proto(model), Half())
+
+
+def branching(condition: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
+    """``y = x + 1`` where ``yes``, else ``x - 1``; both branches name their values alike."""
+    node, info = helper.make_node, helper.make_tensor_value_info
+
+    def branch(op: str) -> onnx.GraphProto:
+        one = numpy_helper.from_array(np.ones(1, np.float32), "one")
+        made = node(op, ["x", "one"], ["inner"])
+        return helper.make_graph([made], op, [], [info("inner", TensorProto.FLOAT, None)], [one])
+
+    chosen = node("If", ["yes"], ["y"], then_branch=branch("Add"), else_branch=branch("Sub"))
+    graph = helper.make_graph(
+        [*condition, chosen],
+        "branching",
+        [info("x", TensorProto.FLOAT, ["n"]), *inputs],
+        [info("y", TensorProto.FLOAT, ["n"])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def const(name: str, array: Any) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(array)))
+
+
+def settled(
+    model: onnx.ModelProto, calls: list[dict[str, np.ndarray]]
+) -> tuple[onnx.ModelProto, dict[str, int]]:
+    item = SettleBranches(calls)
+    return ir.to_proto(rewrite(ir.from_proto(model), item)), item.relied_on
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_a_branch_that_a_shape_decides_is_taken(size: int) -> None:
+    node = helper.make_node
+    model = branching(
+        [node("Size", ["x"], ["size"]), const("three", 3), node("Equal", ["size", "three"], ["yes"])], []
+    )
+    feeds = {"x": np.arange(size, dtype=np.float32)}
+    proto, switches = settled(model, [feeds])
+    assert not switches and "If" not in {item.op_type for item in proto.graph.node}
+    np.testing.assert_array_equal(in_onnxruntime(proto, feeds)["y"], in_onnxruntime(model, feeds)["y"])
+    both = [{"x": np.zeros(n, np.float32)} for n in (3, 4)]
+    assert "If" in {item.op_type for item in settled(model, both)[0].graph.node}
+
+
+def test_a_switch_is_relied_on_and_a_value_is_not() -> None:
+    node, info = helper.make_node, helper.make_tensor_value_info
+    rate = info("rate", TensorProto.INT64, [])
+    switch = branching([const("k", 16000), node("Equal", ["rate", "k"], ["yes"])], [rate])
+    feeds = {"x": np.zeros(2, np.float32), "rate": np.array(8000)}
+    proto, relied = settled(switch, [feeds])
+    assert relied == {"rate": 8000} and "If" not in {item.op_type for item in proto.graph.node}
+    assert [value.name for value in proto.graph.input] == ["x", "rate"]
+    np.testing.assert_array_equal(in_onnxruntime(proto, feeds)["y"], [-1, -1])
+    value = branching([const("k", np.float32(0)), node("ReduceMax", ["x"], ["top"], keepdims=0),
+                       node("Greater", ["top", "k"], ["yes"])], [])  # fmt: skip
+    proto, relied = settled(value, [{"x": np.zeros(2, np.float32)}])
+    assert not relied and "If" in {item.op_type for item in proto.graph.node}
