@@ -145,7 +145,11 @@ def captured(torch: Any, call: Launch) -> Launch:
     except RuntimeError as error:
         torch.cuda.synchronize()
         raise Absent(f"it cannot be captured ({first_line(error)})") from error
-    return graph.replay
+
+    def replay(_: Any = call) -> None:  # the graph holds addresses alone: the call keeps what is there
+        graph.replay()
+
+    return replay
 
 
 def first_line(error: BaseException) -> str:

@@ -290,6 +290,7 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
         compression=options["compression"],
         keep_state_shape=options["keep_state_shape"],
     )
+    call["latency_tables"] = tuple(LatencyTable.load(path) for path in options["latency_tables"])
     budget = pipeline.Budget(seconds=options["budget"], steps=options["steps"])
     if options["dry_run"]:
         plan = pipeline.plan(model, budget=budget, **call)
@@ -300,7 +301,6 @@ def optimize(ctx: click.Context, /, model: Path, **options: Any) -> None:
             model,
             output=options["output"],
             budget=budget,
-            latency_tables=tuple(LatencyTable.load(path) for path in options["latency_tables"]),
             fresh=options["fresh"],
             keep_intermediates=options["keep_intermediates"],
             stateful=options["stateful"],

@@ -19,8 +19,8 @@ from lstmopt.runtimes import ops
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-PACKAGES = ("openvino", "onnxruntime", "onnx", "torch", "numpy")
-MACHINE = {"cpu", "isa", "caches", "cores"}
+PACKAGES = ("openvino", "onnxruntime", "onnx", "torch", "numpy", "tensorrt", "tensorrt-rtx-cu13")
+MACHINE = {"cpu", "isa", "caches", "cores", "gpu"}
 """Fields of the fingerprint that latency and rounding depend on."""
 
 

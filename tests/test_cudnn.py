@@ -11,6 +11,7 @@ import pytest
 
 from lstmopt.errors import LstmoptError
 from lstmopt.measure.bare import random_layer
+from lstmopt.rnn.cells import LSTM
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.writer import rnn_model
 from lstmopt.runtimes import cuda, open_session, runtime
@@ -52,7 +53,7 @@ def in_float64(weights: Any, x: np.ndarray, h: np.ndarray, c: np.ndarray) -> dic
 def test_it_computes_the_layer(
     device: str, precision: str, limit: float, directions: int, states: bool, tmp_path: Path
 ) -> None:
-    weights = random_layer(40, 24, directions, seed=3)
+    weights = random_layer(LSTM, 40, 24, directions, seed=3)
     save_model(rnn_model(weights, states=states), tmp_path / "m.onnx")
     made = ENGINE.build(tmp_path / "m.onnx", precision, tmp_path / "b")
     rng = np.random.default_rng(4)
@@ -95,7 +96,7 @@ def test_whole_models_and_other_precisions_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(LstmoptError, match="is not one bare LSTM"):
         ENGINE.build(model_path(), "f32", tmp_path / "b")
-    save_model(rnn_model(random_layer(8, 4, 1, 0)), tmp_path / "m.onnx")
+    save_model(rnn_model(random_layer(LSTM, 8, 4, 1, 0)), tmp_path / "m.onnx")
     with pytest.raises(LstmoptError, match="precision int8: cuDNN does not run it"):
         ENGINE.build(tmp_path / "m.onnx", "int8", tmp_path / "b")
 
@@ -104,7 +105,7 @@ def test_whole_models_and_other_precisions_are_refused(tmp_path: Path) -> None:
 def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
     status = ENGINE.status()
     assert not status.usable and status.reason == cuda.NO_GPU and ENGINE.precisions() == ()
-    save_model(rnn_model(random_layer(8, 4, 1, 0)), tmp_path / "m.onnx")
+    save_model(rnn_model(random_layer(LSTM, 8, 4, 1, 0)), tmp_path / "m.onnx")
     made = ENGINE.build(tmp_path / "m.onnx", "f32", tmp_path / "b")
     with pytest.raises(LstmoptError, match="cudnn: no NVIDIA GPU or driver here; run it where there"):
         open_session(made, 1)

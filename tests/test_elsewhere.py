@@ -25,7 +25,8 @@ from lstmopt.rnn.reader import find_rnns
 from lstmopt.runtimes import cuda
 from lstmopt.targets import load_target
 from tests.recurrent import in_onnxruntime
-from tests.test_cli_errors import classifier, examples
+from tests.test_cli_errors import call as run_cli
+from tests.test_cli_errors import classifier, examples, refused
 from tests.test_measure_table import table
 
 pytestmark = pytest.mark.skipif(cuda.gpu() is not None, reason="there is a GPU")
@@ -142,6 +143,18 @@ def test_tables_that_tell_too_little_are_one_line(tables: tuple[str, ...], tmp_p
     assert "tells its latency in f32 of " in line and "input size 4, hidden size 160" in line
     assert "--latency-table" in line
     assert not (tmp_path / "o" / "report.json").exists()
+
+
+def test_a_dry_run_tells_what_is_lacking(tmp_path: Path) -> None:
+    classifier(tmp_path / "model.onnx", HIDDEN)
+    call = "optimize", tmp_path / "model.onnx", "--target", "nvidia", "--dry-run", "-o", tmp_path / "o"
+    refused(run_cli(*call), "target nvidia", "no latency table given tells its latency in f32")
+    options = []
+    for precision in ("f32", "f16"):
+        recorded(precision).save(tmp_path / f"{precision}.json")
+        options += ["--latency-table", tmp_path / f"{precision}.json"]
+    result = run_cli(*call, *options)
+    assert result.returncode == 0 and "nvidia: tensorrt f32/f16" in result.stdout, result.stderr
 
 
 def test_only_targets_without_a_usable_runtime_are_elsewhere() -> None:

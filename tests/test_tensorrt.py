@@ -14,8 +14,6 @@ from lstmopt.errors import LstmoptError
 from lstmopt.passes.convert import export_model
 from lstmopt.reference.char_lm import model_path
 from lstmopt.report.schema import Manifest
-from lstmopt.rnn import reader
-from lstmopt.rnn.cells import GRU, LSTM
 from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.execution import run_model
 from lstmopt.rnn.files import load_model, save_model
@@ -83,12 +81,6 @@ def trt() -> Any:
     return module
 
 
-@pytest.fixture
-def both_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GRUs are read as LSTMs are."""
-    monkeypatch.setattr(reader, "CELLS", (LSTM, GRU))
-
-
 def parsed(model: onnx.ModelProto) -> Network | None:
     """The network that the parser makes of a model, None where it refuses."""
     module = trt()
@@ -113,7 +105,6 @@ def furthest(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> flo
     )
 
 
-@pytest.mark.usefixtures("both_cells")
 @pytest.mark.parametrize("precision", ["f32", "f16"])
 @pytest.mark.parametrize("form", [*PLAIN, *MISREAD, *REFUSED], ids=named)
 def test_every_form_is_parsed_rightly_and_built(form: Form, precision: str, tmp_path: Path) -> None:
@@ -138,7 +129,6 @@ def test_every_form_is_parsed_rightly_and_built(form: Form, precision: str, tmp_
     assert len(build_engine(tmp_path / "model.onnx", ranges_of(shapes, [feeds]))) > 10_000
 
 
-@pytest.mark.usefixtures("both_cells")
 @pytest.mark.parametrize("form", PLAIN, ids=named)
 def test_what_is_read_rightly_stays_as_it_is(form: Form) -> None:
     kind, direction, rest = form

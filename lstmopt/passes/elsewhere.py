@@ -127,4 +127,4 @@ def untold(
 
 def _told(layer: Layer) -> str:
     inputs = layer.hidden_size if layer.input_size is None else layer.input_size
-    return f"{layer.name}, input size {inputs}, hidden size {layer.hidden_size}"
+    return f"{layer.name}, {layer.cell}, input size {inputs}, hidden size {layer.hidden_size}"

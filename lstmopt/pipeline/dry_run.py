@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from lstmopt.pipeline.chain import Pipeline, check_target
+from lstmopt.pipeline.chain import Pipeline, check_tables, check_target
 from lstmopt.pipeline.standard import check_torch, standard_stages
 from lstmopt.pipeline.state import Budget
 from lstmopt.rnn.files import load_model
 from lstmopt.targets import Target, load_target
 
 if TYPE_CHECKING:
+    from lstmopt.measure.table import LatencyTable
     from lstmopt.passes.back_off import BackOff
 
 
@@ -60,6 +61,7 @@ def plan(
     back_off: BackOff | None = None,
     trained: str | Path | None = None,
     budget: Budget | None = None,
+    latency_tables: tuple[LatencyTable, ...] = (),
     seed: int = 0,
 ) -> Plan:
     """Checks everything that `optimize` would read and says what it would do.
@@ -75,6 +77,7 @@ def plan(
         check_torch()
     original, chosen = load_model(model), load_target(target)
     check_target(chosen)
+    check_tables(original, chosen, latency_tables)
     layers = require_rnns(recognise(original).model, str(model))
     name, labelled, notes = describe(original, task=task, data=data, val=val, test=test)
     stages = standard_stages(back_off, trained)

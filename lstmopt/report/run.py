@@ -290,7 +290,7 @@ def choose(manifest: dict[str, Any], runtime: str | None) -> tuple[int, dict[str
             return place, entry
     for place, entry in entries:
         # This script has no loader for runtimes of GPUs; what they load is ONNX.
-        if entry["runtime"] in ("tensorrt", "cudnn") and installed("onnxruntime"):
+        if entry["runtime"] not in LOADERS and installed("onnxruntime"):
             return place, {**entry, "runtime": "onnxruntime", "settings": {}, "instead_of": entry["runtime"]}
     wanted = entries[0][1]["runtime"]
     raise Fault(f"{wanted}: not installed; pip install {PACKAGES.get(wanted, wanted)}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-_NAMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "cudnn": "cuDNN"}
+_NAMES = {
+    "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "cudnn": "cuDNN",
+    "onnxruntime-cuda": "ONNX Runtime, CUDA", "onnxruntime-rtx": "ONNX Runtime, TensorRT-RTX",
+}  # fmt: skip
 
 
 def runtime_title(runtime: str) -> str:

@@ -6,6 +6,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.runtimes.base import Deployment, Runtime, RuntimeStatus, Session, TensorInfo
 from lstmopt.runtimes.cudnn import CuDnn
 from lstmopt.runtimes.onnxruntime import OnnxRuntime
+from lstmopt.runtimes.onnxruntime_gpu import ON_CUDA, ON_RTX
 from lstmopt.runtimes.openvino import OpenVino
 from lstmopt.runtimes.tensorrt import TensorRt
 
@@ -25,7 +26,7 @@ __all__ = [
 RUNTIMES: tuple[Runtime, ...] = (OpenVino(), OnnxRuntime())
 """Those of every machine."""
 
-GPU_RUNTIMES: tuple[Runtime, ...] = (TensorRt(), CuDnn())
+GPU_RUNTIMES: tuple[Runtime, ...] = (TensorRt(), CuDnn(), ON_CUDA, ON_RTX)
 """Those that run on an NVIDIA GPU alone; models can be written for them elsewhere."""
 
 

@@ -66,7 +66,7 @@ def fault() -> str:
     if gpu() is None:
         return NO_GPU
     if find_spec("torch") is None:
-        return "torch is not installed, and the buffers on the GPU are its"
+        return "torch is not installed, whose buffers are used: install it from PyTorch's CUDA index"
     import torch
 
     return "" if torch.cuda.is_available() else NO_TORCH
@@ -88,8 +88,8 @@ def require(where: str) -> Any:
     return torch
 
 
-def captured(torch: Any, call: Callable[[], None]) -> Any | None:
-    """Returns a CUDA graph of a call that works on buffers alone, or None where it cannot be captured.
+def captured(torch: Any, call: Callable[[], None]) -> Callable[[], None] | None:
+    """Returns what replays a CUDA graph of a call on buffers, or None where it cannot be captured.
 
     Args:
         torch: with a GPU.
@@ -105,10 +105,14 @@ def captured(torch: Any, call: Callable[[], None]) -> Any | None:
     try:
         with torch.cuda.graph(graph, stream=stream):
             call()
-    except RuntimeError:
+    except (RuntimeError, LstmoptError):
         torch.cuda.synchronize()
         return None
-    return graph
+
+    def replay(_: Any = call) -> None:  # the graph holds addresses alone: the call keeps what is there
+        graph.replay()
+
+    return replay
 
 
 def event_times(torch: Any, call: Callable[[], None], iterations: int, warm_up: int = 20) -> npt.NDArray[Any]:

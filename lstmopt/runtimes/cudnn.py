@@ -196,7 +196,7 @@ class CuDnnSession:
 
         replay = cuda.captured(self._torch, call) if graph and self._device == "cuda" else None
         self.graphed = replay is not None
-        return call if replay is None else replay.replay
+        return replay or call
 
     def _forward(self, x: Any, states: tuple[Any, Any]) -> Any:
         # torch lets cuDNN round f32 to TF32 unless told otherwise: f32 is f32 in every runtime here.

@@ -48,7 +48,9 @@ _TYPES = {
 class OnnxRuntimeSession:
     """A session with the settings of a deployment."""
 
-    def __init__(self, deployment: Deployment, threads: int) -> None:
+    def __init__(
+        self, deployment: Deployment, threads: int, providers: Sequence[Any] = ("CPUExecutionProvider",)
+    ) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -62,9 +64,7 @@ class OnnxRuntimeSession:
         try:
             for library in deployment.libraries:
                 options.register_custom_ops_library(str(library))
-            self._session = ort.InferenceSession(
-                str(deployment.file), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = ort.InferenceSession(str(deployment.file), options, providers=list(providers))
         except Exception as error:  # noqa: BLE001 - its classes have no common base
             raise LstmoptError(
                 str(deployment.file), f"ONNX Runtime cannot load it ({first_line(error)})", "check the file"

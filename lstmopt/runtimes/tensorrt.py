@@ -218,7 +218,7 @@ class TensorRtSession:
         call, _ = self._prepared(feeds)
         replay = cuda.captured(self._torch, call) if graph else None
         self.graphed = replay is not None
-        return call if replay is None else replay.replay
+        return replay or call
 
     def _prepared(self, feeds: Feeds) -> tuple[Callable[[], None], dict[str, Any]]:
         """Returns a launch on buffers of its own, and the outputs' buffers."""
@@ -248,7 +248,7 @@ class TensorRtSession:
         for name, tensor in {**kept, **results}.items():
             context.set_tensor_address(name, tensor.data_ptr())
 
-        def call(_: Any = kept) -> None:
+        def call(_: Any = (loaded, kept, results)) -> None:
             if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
                 raise LstmoptError("inference", f"TensorRT failed ({log().telling})", "report the model")
 
