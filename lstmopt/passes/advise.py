@@ -21,6 +21,7 @@ from lstmopt.passes.resize import fallback_size
 from lstmopt.rnn.examples import dynamic_axes
 from lstmopt.rnn.files import load_model
 from lstmopt.rnn.groups import UnitGroup, unit_groups
+from lstmopt.rnn.recognition.recognise import recognise
 from lstmopt.rnn.surgery import resize
 from lstmopt.runtimes import RUNTIMES, Deployment, open_session, ops
 from lstmopt.targets import Target, load_target
@@ -168,15 +169,18 @@ def variants(
             yield Variant("static shapes", static, False, commands.export("--static"))
         except LstmoptError as error:
             notes.append(f"static shapes: {error.fault}")
-    yield from _sparse_variants(original, target, folder, notes, commands)
-    groups = [group for group in unit_groups(original) if group.pinned is None]
+    recognised = recognise(original)
+    notes.extend(recognised.notes)
+    layered = recognised.model
+    yield from _sparse_variants(layered, target, folder, notes, commands)
+    groups = [group for group in unit_groups(layered) if group.pinned is None]
     if not groups:
         notes.append("smaller dimensions: no layer of this model can be resized; lstmopt inspect says why")
         return
     for share, sizes in smaller_sizes(groups).items():
         title = f"hidden sizes {', '.join(str(size) for size in sizes.values())}"
         try:
-            smaller = built(title, resize(original, sizes).model)
+            smaller = built(title, resize(layered, sizes).model)
         except LstmoptError as error:
             notes.append(f"{title}: {error.fault}")
             continue

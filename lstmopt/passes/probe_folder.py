@@ -18,6 +18,7 @@ from lstmopt.passes.latency import Layer
 from lstmopt.passes.probe import Progress, grid, layer_tables, model_layers
 from lstmopt.rnn.cells import GRU, LSTM
 from lstmopt.rnn.files import load_model
+from lstmopt.rnn.recognition.recognise import recognise
 from lstmopt.runtimes import runtime
 from lstmopt.runtimes.ops import ABSENT, available
 from lstmopt.runtimes.ops.libraries import MEND
@@ -116,7 +117,7 @@ def probe_to_folder(
         )
     chosen = load_target(target)
     if model is not None:
-        layers = model_layers(load_model(model), str(model))
+        layers = model_layers(recognise(load_model(model)).model, str(model))
     else:
         assert hidden_size is not None
         layers = (Layer(f"bare-{hidden_size}", hidden_size, input_size, 1, cell, cell == GRU.kind),)

@@ -192,10 +192,12 @@ def check_tables(model: ir.Model, target: Target, tables: tuple[LatencyTable, ..
     """
     from lstmopt.passes.elsewhere import is_elsewhere, untold
     from lstmopt.passes.latency import latency_models
+    from lstmopt.rnn.recognition.recognise import recognise
     from lstmopt.runtimes import runtime
 
     if not is_elsewhere(target):
         return
+    model = recognise(model).model
     told = {model.kind[:2] for model in latency_models(model, tables, (), target)}
     for item in target.runtimes:
         written = runtime(item.runtime).status().ahead
