@@ -24,11 +24,14 @@ demo: $(VENV)/installed  ## optimise the reference model in under 10 minutes
 char-lm: $(VENV)/installed  ## the same model, up to 90 minutes, no degradation
 	$(BIN)/python -m models.char_lm.optimize -o build/char-lm
 
+# Two at a time, a file's tests in one process; what measures takes the machine's lock.
+TWO := -n 2 --dist loadfile
+
 test: lint wheel  ## everything but the long tests
-	$(BIN)/pytest -m "not deep"
+	$(BIN)/pytest -m "not deep" $(TWO)
 
 deep: $(VENV)/installed  ## the long tests
-	$(BIN)/pytest -m deep
+	$(BIN)/pytest -m deep $(TWO)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

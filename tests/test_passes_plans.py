@@ -74,7 +74,7 @@ def test_a_cut_model_has_the_density_and_the_pattern(tmp_path: Path) -> None:
 
 @needs_ops
 def test_plans_are_ranked_by_what_was_measured(tmp_path: Path) -> None:
-    """With 16 times the weights a layer of 256 units is slower; too dense a plan comes last, not measured."""
+    """With 16 times the weights a layer of 256 units is slower; what no sparse op takes is the slowest."""
     state = state_for(language_model(tmp_path, 256), tmp_path / "run", target=SPARSE)
     plans = [
         Plan(1.0, share, "bank64:step4", state, density, density)
@@ -83,7 +83,8 @@ def test_plans_are_ranked_by_what_was_measured(tmp_path: Path) -> None:
     dense = Plan(1.0, 0.01, "bank64:step4", state, 0.9, 0.9)
     found = ranked([dense, *plans], state)
     assert [item.density for item in found] == [0.025, 0.4, 0.9]
-    assert found[0].latency_us is not None and found[1].latency_us is not None and found[2].latency_us is None
+    latencies = [item.latency_us or 0.0 for item in found]
+    assert latencies[0] > 0 and latencies == sorted(latencies)
     assert ranked(plans[:1], state) == (plans[0],)
     plain = replace(state, target=replace_runtimes(SPARSE, ("f32",)))
     assert ranked(plans, plain) == tuple(plans)

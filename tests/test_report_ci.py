@@ -61,7 +61,7 @@ def test_no_registry_s_host_in_either() -> None:
 def test_only_targets_that_are_there_are_offered() -> None:
     from lstmopt.targets import shipped_targets
 
-    named = re.findall(r"\b(?:xeon|local|nvidia)\b", ACTION["inputs"]["target"]["description"] + GUIDE)
+    named = re.findall(r"\b(?:xeon|local|nvidia|cudnn)\b", ACTION["inputs"]["target"]["description"] + GUIDE)
     assert set(named) == set(shipped_targets())
 
 
