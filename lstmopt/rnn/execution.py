@@ -32,7 +32,14 @@ class Reference:
         import onnx_ir as ir
         import onnxruntime as ort
 
-        proto = ir.to_proto(model)
+        try:
+            proto = ir.to_proto(model)
+        except ir.serde.SerdeError as error:
+            raise LstmoptError(
+                "model",
+                "damaged: a part of its graph has no form in ONNX",
+                "export it again or copy it whole",
+            ) from error
         there = {output.name for output in proto.graph.output}
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in also if name not in there)
         options = ort.SessionOptions()

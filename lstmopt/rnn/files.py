@@ -143,6 +143,10 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
         raise LstmoptError(
             str(path), f"not a valid model ({_first_line(error)})", "export it again"
         ) from error
+    except UnicodeDecodeError as error:  # the checker's message quotes the name
+        raise LstmoptError(
+            str(path), "damaged: a name in it is not text", "export the model again or copy it whole"
+        ) from error
 
 
 def _expected_bytes(tensor: onnx.TensorProto) -> int | None:
