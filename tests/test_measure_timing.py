@@ -21,7 +21,7 @@ from lstmopt.measure import Candidate, Comparison, compare, statistics
 from lstmopt.measure.fingerprint import available_cores, fingerprint
 from lstmopt.measure.lock import lock_path, machine_lock
 from lstmopt.measure.process import Block, Worker, write_feeds
-from lstmopt.measure.timing import quiet_block
+from lstmopt.measure.timing import LOADED, MEMORY, affordable, quiet_block
 from lstmopt.measure.worker import _run, cache_flusher, stolen_ticks
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.writer import rnn_model
@@ -147,6 +147,23 @@ def test_interrupted_blocks_that_had_to_be_kept_are_told(simulation: type[Simula
     simulation.latencies, simulation.disturbed = {"a": 100.0}, 1.0
     result = compare([named("a")], threads=1, rounds=6)
     assert result.kept_interrupted and result.discarded >= 12
+
+
+def test_large_models_have_fewer_processes(tmp_path: Path) -> None:
+    def of(size: int, name: str) -> Candidate:
+        for suffix in (".xml", ".bin"):  # what is loaded, and the weights beside it
+            with tmp_path.joinpath(name + suffix).open("wb") as file:
+                file.truncate(size // 2)
+        tmp_path.joinpath("other.bin").write_bytes(b"x" * 100)
+        deployment = Deployment(runtime="openvino", file=tmp_path / f"{name}.xml", precision="f32")
+        return Candidate(name, deployment, [])
+
+    assert of(1000, "small").bytes == 1000
+    share = MEMORY // LOADED // 3
+    assert affordable(3 * [of(1000, "small")]) == 4
+    assert affordable(12 * [of(1000, "small")]) == 2
+    assert affordable([of(1000, "small"), of(share, "large"), of(share, "larger")]) == 2
+    assert affordable([of(1000, "small"), of(share // 3, "large"), of(share // 3, "larger")]) == 4
 
 
 def test_names_are_unique_and_there_is_one(tmp_path: Path) -> None:

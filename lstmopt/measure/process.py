@@ -44,6 +44,12 @@ class Candidate:
     calls: Sequence[tuple[float, Feeds]]
     opener: str = "lstmopt.runtimes:open_session"
 
+    @property
+    def bytes(self) -> int:
+        """Size of the model's files: what the runtime loads, and the weights beside it."""
+        file = self.deployment.file
+        return sum(each.stat().st_size for each in file.parent.glob(f"{file.stem}.*") if each.is_file())
+
 
 @dataclass(frozen=True, eq=False)
 class Block:

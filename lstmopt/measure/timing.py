@@ -25,6 +25,12 @@ COLD_PROCESSES = 2
 WORKERS = 24
 """Worker processes of a comparison: with many candidates each has fewer, to spare memory and start-up."""
 
+LOADED = 4
+"""Memory of a worker process over the bytes of its model's files: runtimes keep several copies."""
+
+MEMORY = 2**30
+"""Bytes that the models of all worker processes may take before each candidate has fewer processes."""
+
 REPEATS = 1
 """How often a disturbed block is run before its least disturbed one is taken for the round."""
 
@@ -104,7 +110,8 @@ def compare(
             in the caches.
         cold: whether the caches are emptied before each call.
         attempts: how often at most; see below.
-        processes: worker processes of each candidate; None takes 2 to 4, fewer where there are many.
+        processes: worker processes of each candidate; None takes 2 to 4, fewer where there are many
+            or where models are large.
         seed: of the order of the candidates.
         progress: told how far it is.
 
@@ -135,7 +142,7 @@ def _attempt(
     rng = np.random.default_rng(seed)
     discarded, disturbed = 0, False
     if processes is None:
-        processes = COLD_PROCESSES if cold else int(np.clip(WORKERS // (len(candidates) + 1), *PROCESSES))
+        processes = COLD_PROCESSES if cold else affordable([*candidates, candidates[0]])
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder, ExitStack() as stack:
         groups: list[list[Worker]] = []
         for index, candidate in enumerate([*candidates, candidates[0]]):  # the last is the first's twin
@@ -166,6 +173,12 @@ def _attempt(
         processes=processes,
         apart=apart,
     )
+
+
+def affordable(candidates: Sequence[Candidate]) -> int:
+    """Returns how many worker processes each of some candidates may have, by their number and memory."""
+    memory = LOADED * sum(candidate.bytes for candidate in candidates)
+    return int(np.clip(min(WORKERS // len(candidates), MEMORY // max(1, memory)), *PROCESSES))
 
 
 def quiet_block(worker: Worker, block_ms: float, repeats: int = REPEATS) -> tuple[Block, int]:

@@ -181,14 +181,15 @@ class RoundWeights(ir.passes.InPlacePass):
 
     Args:
         formats: the format of each place; those that are not named stay as they are.
+        densest: see `sparse_places`.
     """
 
-    def __init__(self, formats: Formats) -> None:
-        self._formats = formats
+    def __init__(self, formats: Formats, densest: float = DENSEST) -> None:
+        self._formats, self._densest = formats, densest
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites the model."""
-        places = [place for place in sparse_places(model) if place.name in self._formats]
+        places = [place for place in sparse_places(model, self._densest) if place.name in self._formats]
         for place in places:
             item = format_named(self._formats[place.name])
             rounded = [item.round_weights(matrix) for matrix in place.matrices]
