@@ -47,7 +47,14 @@ def identities(model: RealModel, path: Path) -> dict[str, Any]:
 
 
 def optimize_command(model: RealModel, path: Path, output: Path) -> list[str]:
-    """Returns the call of `lstmopt optimize`."""
+    """Returns the call of `lstmopt optimize`, after that of `lstmopt fix` where it has to be."""
+    if model.fix:
+        from lstmopt.passes.fix import fix_inputs
+        from lstmopt.rnn.files import load_model, save_model
+
+        fixed = fix_inputs(load_model(path), model.constants, model.fixed_shapes, str(path))
+        path = output.with_name("fixed.onnx")
+        save_model(fixed, path)
     command = ["optimize", str(path), "--steps", str(model.steps), "--max-degradation", model.most]
     for shape in model.shapes:
         command += ["--shape", shape]

@@ -38,6 +38,7 @@ class RealModel:
         task: ``--task``, where it is not the one that `optimize` would find.
         steps: training steps, the stated budget.
         most: degradation that is allowed.
+        fix: values and ``--shape`` options of `lstmopt fix`, for layers in branches.
     """
 
     name: str
@@ -54,6 +55,19 @@ class RealModel:
     task: str = ""
     steps: int = 600
     most: str = "2%"
+    fix: tuple[str, ...] = ()
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """The inputs that `lstmopt fix` takes away."""
+        pairs = (text.split("=") for text in self.fix if "x" not in text.partition("=")[2])
+        return {name: float(number) for name, number in pairs}
+
+    @property
+    def fixed_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes that it fixes."""
+        pairs = (text.split("=") for text in self.fix if "x" in text.partition("=")[2])
+        return {name: tuple(map(int, sizes.split("x"))) for name, sizes in pairs}
 
     @property
     def calls(self) -> int:
@@ -164,23 +178,25 @@ MODELS: tuple[RealModel, ...] = (
     _silero(
         "silero-vad", "silero_vad.onnx",
         "16 and 8 kHz in two branches, an LSTM in nested `If` branches of each", _voice(576, 16000),
-        data=("benchmarks.vad:train_with_rate", "benchmarks.vad:val_with_rate"),
+        data=("benchmarks.vad:train", "benchmarks.vad:val"),
+        fix=("sr=16000", "input=1x576", "state=2x1x128"),
     ),
     _silero(
         "silero-vad-8k", "silero_vad.onnx", "the same file, the other branch", _voice(288, 8000),
-        shapes=("input=1x288",),
+        shapes=("input=1x288",), fix=("sr=8000", "input=1x288", "state=2x1x128"),
     ),
     _silero(
         "silero-vad-op15", "silero_vad_16k_op15.onnx", "LSTM in `If` branches, opset 15", _voice(576, 16000),
-        data=("benchmarks.vad:train_with_rate", "benchmarks.vad:val_with_rate"),
+        data=("benchmarks.vad:train", "benchmarks.vad:val"),
+        fix=("sr=16000", "input=1x576", "state=2x1x128"),
     ),
     _silero(
         "silero-vad-half", "silero_vad_half.onnx", "LSTM in `If` branches", _voice(576),
-        data=("benchmarks.vad:train", "benchmarks.vad:val"),
+        data=("benchmarks.vad:train", "benchmarks.vad:val"), fix=("input=1x576", "state=2x1x128"),
     ),
     _silero(
         "silero-vad-ifless", "silero_vad_op18_ifless.onnx", "cells written out as Gemm, Sigmoid and Tanh",
-        _voice(576, 16000), data=("benchmarks.vad:train_with_rate", "benchmarks.vad:val_with_rate"),
+        _voice(576, 16000), data=("benchmarks.vad:train", "benchmarks.vad:val"), fix=("sr=16000",),
     ),
     _silero(
         "silero-vad-openvino", "silero_vad_openvino_16k.onnx", "states sliced from one packed input",

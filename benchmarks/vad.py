@@ -38,23 +38,13 @@ def frames(part: str) -> Array:
 
 
 def train() -> dict[str, Array]:
-    """Returns training data of the files for 16 kHz alone."""
+    """Returns training data: chunks of 16 kHz."""
     return {"input": frames("train")}
 
 
 def val() -> dict[str, Array]:
-    """Returns their validation data."""
+    """Returns its validation data."""
     return {"input": frames("val")}
-
-
-def train_with_rate() -> dict[str, Array]:
-    """Returns training data of the files that are told the rate."""
-    return {**train(), "sr": np.array(RATE)}
-
-
-def val_with_rate() -> dict[str, Array]:
-    """Returns their validation data."""
-    return {**val(), "sr": np.array(RATE)}
 
 
 def _sequences(part: str) -> dict[str, Array]:
@@ -122,7 +112,10 @@ def main() -> None:
     }
     heard = frames("test")
     before = probabilities(original(path), model, heard, start)
-    after = probabilities(session.run, model, heard, small)
+    named_inputs = {info.name for info in session.inputs}
+    after = probabilities(
+        lambda feeds: session.run({name: feeds[name] for name in named_inputs}), model, heard, small
+    )
     agree = float(np.mean((before >= THRESHOLD) == (after >= THRESHOLD)))
     print(
         f"{best.runtime} {best.precision}: {agree:.3%} of {len(heard)} frames decided as the original does "

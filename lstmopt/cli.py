@@ -78,6 +78,25 @@ class InputShape(click.ParamType[tuple[str, tuple[int, ...]]]):
         return match[1], tuple(int(size) for size in match[2].split("x"))
 
 
+class InputValue(click.ParamType[tuple[str, float]]):
+    """An input's value such as ``sr=16000``, as its name and the number."""
+
+    name = "value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        """Returns the name and the number."""
+        name, sign, number = str(value).rpartition("=")
+        try:
+            if not name or not sign:
+                raise ValueError
+            truths = {"true": 1.0, "false": 0.0}
+            return name, truths[number.lower()] if number.lower() in truths else float(number)
+        except ValueError:
+            self.fail(f"{value!r} is not an input's value such as sr=16000", param, ctx)
+
+
 def _chosen(target: str, shapes: Shapes, threads: int | None = None) -> Target:
     """Returns the target with the shapes and the threads that were given."""
     from lstmopt.targets import load_target, with_shapes
@@ -212,7 +231,7 @@ _stateful = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
-@cli.command()
+@cli.command(short_help="Optimises MODEL for a target; writes an artifact.")
 @click.argument("model", type=FILE)
 @_target
 @_shape
@@ -352,7 +371,7 @@ def _rich(renderable: Any) -> None:
     Console(width=None if console.is_terminal else 160).print(renderable)
 
 
-@cli.command()
+@cli.command(short_help="What each option would buy here, measured; no training.")
 @click.argument("model", type=FILE)
 @_target
 @_shape
@@ -382,7 +401,7 @@ def advise(
     _print(advice, as_json)
 
 
-@cli.command()
+@cli.command(short_help="Layers, what is tied to their units, states.")
 @click.argument("model", type=FILE)
 @_json
 def inspect(model: Path, as_json: bool) -> None:
@@ -393,7 +412,29 @@ def inspect(model: Path, as_json: bool) -> None:
     _print(inspect_model(load_model(model), str(model)), as_json)
 
 
-@cli.command()
+@cli.command(short_help="MODEL for one value or shape of an input.")
+@click.argument("model", type=FILE)
+@click.argument("values", type=InputValue(), metavar="[INPUT=VALUE]...", nargs=-1)
+@_shape
+@click.option("-o", "--output", type=FILE, required=True, help="ONNX file to write.")
+def fix(model: Path, values: tuple[tuple[str, float], ...], shapes: Shapes, output: Path) -> None:
+    """Writes MODEL for one value of an input, such as sr=16000, or for calls of one shape.
+
+    That input is gone, and so are the branches that value or shape decides: layers in them can be
+    optimised then.
+    """
+    from lstmopt.passes.fix import fix_inputs
+    from lstmopt.rnn.files import load_model, save_model
+
+    if not values and not shapes:
+        raise click.UsageError("name a value, such as sr=16000, or a --shape")
+    if output.exists():
+        raise LstmoptError(str(output), "exists", "name another file")
+    save_model(fix_inputs(load_model(model), dict(values), dict(shapes), str(model)), output)
+    click.echo(str(output))
+
+
+@cli.command(short_help="Latency against hidden size; hysteresis points.")
 @click.argument("model", type=FILE, required=False)
 @_target
 @_threads
@@ -460,7 +501,7 @@ def probe(
     _print(result, as_json)
 
 
-@cli.command()
+@cli.command(short_help="Compares the latency of models and artifacts.")
 @click.argument("models", type=FILE, nargs=-1, required=True)
 @_target
 @_shape
@@ -486,7 +527,7 @@ def bench(
     _print(result, as_json)
 
 
-@cli.command()
+@cli.command(short_help="Checks an artifact; that it is not slower.")
 @click.argument("artifact", type=FILE)
 @click.option("--baseline", type=FILE, help="An earlier artifact to compare the speed with.")
 @click.option("--max-slowdown", type=Percent(), default="5%", show_default=True, help="Over the baseline.")
@@ -502,7 +543,7 @@ def verify(artifact: Path, baseline: Path | None, max_slowdown: float, as_json: 
         raise ContractError(str(artifact), result.fault, "see the table above")
 
 
-@cli.command()
+@cli.command(short_help="Converts MODEL for a runtime; no training.")
 @click.argument("model", type=FILE)
 @click.option("--runtime", type=click.Choice(["openvino", "onnxruntime", "tensorrt"]), required=True)
 @click.option(
@@ -550,7 +591,7 @@ def export(
     _print(result, as_json)
 
 
-@cli.command()
+@cli.command(short_help="What works on this machine; what to install.")
 @_json
 def doctor(as_json: bool) -> None:
     """Shows which runtimes, instruction sets and devices are usable, and what to install for the rest."""
@@ -559,7 +600,7 @@ def doctor(as_json: bool) -> None:
     _print(run(), as_json)
 
 
-@cli.command("build-ops")
+@cli.command("build-ops", short_help="Builds the native ops for another OpenVINO.")
 @click.option(
     "-o", "--output", type=FILE, help="Folder for the libraries; by default where lstmopt looks for them."
 )
@@ -574,7 +615,7 @@ def build_ops(output: Path | None, openvino_dir: Path | None) -> None:
         click.echo(str(library))
 
 
-@cli.command()
+@cli.command(short_help="Optimises the reference model in under 10 minutes.")
 @click.option(
     "-o", "--output", type=FILE, default=Path("lstmopt-demo"), show_default=True, help="Artifact folder."
 )

@@ -127,3 +127,57 @@ def run_node(node: ir.Node, inputs: list[Array | None]) -> list[Array] | None:
     except Exception:  # noqa: BLE001 - the reference implementation raises anything for what it lacks
         return None
     return [np.asarray(result) for result in results]
+
+
+DATA_SHAPED = frozenset({"NonZero", "Compress", "Unique", "NonMaxSuppression", "Range", "If", "Loop", "Scan"})
+"""Operators whose output has a shape that the values of any of their inputs may decide."""
+
+SIZED_BY = {
+    "Reshape": (1,), "Expand": (1,), "Tile": (1,), "ConstantOfShape": (0,), "Pad": (1, 3), "TopK": (1,),
+    "Slice": (1, 2, 3, 4), "Resize": (1, 2, 3), "Upsample": (1,), "OneHot": (1,), "Squeeze": (1,),
+    "Unsqueeze": (1,), "Split": (1,), "CenterCropPad": (1,), "Col2Im": (1, 2), "MaxUnpool": (2,),
+    "STFT": (1, 3), "DFT": (1, 2), "HannWindow": (0,), "HammingWindow": (0,), "BlackmanWindow": (0,),
+    "SplitToSequence": (1,), "SequenceAt": (1,), "SequenceErase": (1,), "SequenceInsert": (2,),
+}  # fmt: skip
+"""Inputs whose values, not shapes, decide an output's shape, by operator; of others shapes alone do.
+
+And a reduction's axes, which are its second input.
+"""
+
+
+def deciding_inputs(value: ir.Value) -> set[str]:
+    """Returns the inputs of the graph whose values, not only shapes, a value depends on."""
+    found: set[str] = set()
+    seen: set[tuple[int, bool]] = set()
+    pending = [(value, True)]
+    while pending:
+        each, by_value = pending.pop()
+        if (id(each), by_value) in seen:
+            continue
+        seen.add((id(each), by_value))
+        producer = each.producer()
+        if producer is None:
+            if by_value and not each.is_initializer():
+                found.add(str(each.name))
+            continue
+        kind = producer.op_type
+        if by_value:
+            whole = kind not in ("Shape", "Size")
+            pending += [(item, whole) for item in producer.inputs if item is not None]
+        else:
+            known = producer.domain in ("", "ai.onnx")
+            sized = (
+                range(len(producer.inputs)) if kind in DATA_SHAPED or not known else SIZED_BY.get(kind, ())
+            )
+            pending += [
+                (item, index in sized) for index, item in enumerate(producer.inputs) if item is not None
+            ]
+        pending += [
+            (item, True)
+            for attribute in producer.attributes.values()
+            if attribute.type.name == "GRAPH"
+            for inner in attribute.as_graph().all_nodes()
+            for item in inner.inputs
+            if item is not None
+        ]
+    return found

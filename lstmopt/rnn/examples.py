@@ -210,7 +210,7 @@ def axis_roles(model: ir.Model) -> dict[str, str]:
 
     Names decide where they are telling, and a state has no axis of steps: its dynamic one is the batch.
     Otherwise the axis is given another size, and the shape that reaches the first recurrent layer,
-    ``[sequence, batch, input]``, tells; without such a layer the batch is what has to grow with the states.
+    ``[sequence, batch, input]``, tells; where it does not, the batch is what has to grow with the states.
     """
     from lstmopt.rnn.states import state_pairs
 
@@ -234,9 +234,10 @@ def axis_roles(model: ir.Model) -> dict[str, str]:
             before = reference.run(example_inputs(model, 0, base))[str(value.name)].shape
             for key in unknown:
                 roles[key] = _role_by_trial(model, reference, str(value.name), base, key, before)
-    elif unknown and states:
-        with_states = [key for key, role in roles.items() if role == "batch"]
-        roles.update(dict.fromkeys(_grows_with(model, Reference(model), with_states, unknown), "batch"))
+    left = [key for key in unknown if not roles[key]]
+    with_states = [key for key, places in axes.items() if any(name in states for name, _ in places)]
+    if left and with_states:
+        roles.update(dict.fromkeys(_grows_with(model, Reference(model), with_states, left), "batch"))
     return {key: role or "other" for key, role in roles.items()}
 
 
@@ -258,7 +259,7 @@ def _role_by_trial(
             return "batch"
         if after[0] != before[0]:
             return "sequence"
-    return "other"
+    return ""
 
 
 def _grows_with(model: ir.Model, reference: Reference, states: list[str], unknown: list[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,15 +67,24 @@ class Proof:
         try:
             if sum(layer.supported for layer in find_rnns(model)) < self._layers:
                 return "recurrent layers were lost"
-            reference = Reference(model)
-            for feeds, expected in self._calls:
-                outputs = reference.run(feeds)
-                for name, array in expected.items():
-                    if name not in outputs or not _same(outputs[name], array):
-                        return f"output {name} changed"
+            return changed(model, self._calls)
         except LstmoptError as error:
             return error.fault
-        return ""
+
+
+def changed(model: ir.Model, calls: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]) -> str:
+    """Returns which output of a model is not what was expected in some calls, or nothing.
+
+    Raises:
+        LstmoptError: it does not run.
+    """
+    reference = Reference(model)
+    for feeds, expected in calls:
+        outputs = reference.run(feeds)
+        for name, array in expected.items():
+            if name not in outputs or not _same(outputs[name], array):
+                return f"output {name} changed"
+    return ""
 
 
 def _calls(model: ir.Model) -> Iterator[dict[str, Array]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.cells import CELLS, CellSpec
-from lstmopt.rnn.constants import constant_value
+from lstmopt.rnn.constants import constant_value, deciding_inputs
 from lstmopt.rnn.weights import RnnWeights
 
 if TYPE_CHECKING:
@@ -82,9 +83,21 @@ def require_rnns(model: ir.Model, source: str) -> tuple[RnnLayer, ...]:
         raise LstmoptError(
             source,
             f"none of its {len(layers)} LSTM or GRU nodes is supported ({layers[0].reason})",
-            "see lstmopt inspect",
+            _without_branches(model, layers) or "see lstmopt inspect",
         )
     return supported
+
+
+def _without_branches(model: ir.Model, layers: Sequence[RnnLayer]) -> str:
+    """Returns how layers behind an `If` on an input can be reached, or nothing."""
+    given = {str(value.name) for value in model.graph.inputs}
+    for node in model.graph:
+        condition = node.inputs[0] if node.op_type == "If" else None
+        inside = any(layer.where.startswith(f"If {node.name}") for layer in layers)
+        if condition is not None and inside and (by := deciding_inputs(condition)) and by <= given:
+            fixed = " ".join(f"{name}=VALUE" for name in sorted(by))
+            return f"make it for one value of it: lstmopt fix MODEL {fixed} -o FIXED.onnx"
+    return ""
 
 
 def _visit(graph: ir.Graph, where: str, layers: list[RnnLayer]) -> None:

@@ -10,6 +10,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.constants import RANDOM_OPS, Array, constant_value, has_graph
+from lstmopt.rnn.inlining import inline_branch, rename_apart
 from lstmopt.rnn.layout import OPERATORS
 from lstmopt.rnn.reader import B, P, R, W
 from lstmopt.rnn.recognition.regions import Constants, Region, Unfit
@@ -69,9 +70,9 @@ class TakenBranches(ir.passes.InPlacePass):
             if not taken:
                 break
             for node, branch in taken:
-                _inline(node, branch)
+                inline_branch(node, branch)
             self.found += len(taken)
-            _rename(model)
+            rename_apart(model)
             RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, self.found > 0)
 
@@ -165,55 +166,3 @@ def _result(node: ir.Node, choice: list[int], rng: np.random.Generator) -> Array
     begin = node.attributes["start"].as_int() if "start" in node.attributes else None
     end = node.attributes["end"].as_int() if "end" in node.attributes else None
     return np.asarray(shape[begin:end], np.int64)
-
-
-def _inline(node: ir.Node, branch: ir.Graph) -> None:
-    """Moves a branch's nodes before its If, whose outputs become copies of the branch's."""
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    for value in list(branch.initializers.values()):
-        del branch.initializers[str(value.name)]
-        if str(value.name) in graph.initializers:
-            value.name = f"{value.name}.{node.name or node.outputs[0].name}"
-        graph.register_initializer(value)
-    results = list(branch.outputs)
-    del branch.outputs[:]
-    for inner in list(branch):
-        branch.remove(inner)
-        graph.insert_before(node, inner)
-    for old, new in zip(node.outputs, results, strict=True):
-        copy = ir.node("Identity", [new])
-        made, name = copy.outputs[0], old.name
-        made.type, made.shape = old.type, new.shape
-        graph.insert_before(node, copy)
-        old.replace_all_uses_with(made, replace_graph_outputs=True)
-        old.name, made.name = f"{name}.of_if", name
-    graph.remove(node, safe=True)
-
-
-def _rename(model: ir.Model) -> None:
-    """Gives values that came from different branches different names."""
-    interface = {value for graph in model.graphs() for value in (*graph.inputs, *graph.outputs)}
-    made = [value for node in model.graph.all_nodes() for value in node.outputs if value.name]
-    held = [value for graph in model.graphs() for value in graph.initializers.values()]
-    used = {str(value.name) for value in (*interface, *held)}
-    every = used | {str(value.name) for value in made}
-    for value in made:
-        name, number = str(value.name), 0
-        if value in interface:
-            continue
-        while name in used:
-            number += 1
-            candidate = f"{value.name}.{number}"
-            name = candidate if candidate not in every else name
-        value.name = name
-        used.add(name)
-        every.add(name)
-    names: set[str] = set()
-    for node in model.graph.all_nodes():
-        name, number = node.name or "", 0
-        while name and name in names:
-            number += 1
-            name = f"{node.name}.{number}"
-        node.name = name
-        names.add(name)

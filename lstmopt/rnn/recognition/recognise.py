@@ -150,14 +150,19 @@ def recognise(model: ir.Model) -> Recognised:
         model: the graph, which stays as it is.
     """
     result = Recognised(model)
-    for step in (_branches, _floats, _written_out):
+    for step in (take_branches, _floats, _written_out):
         found = step(result.model)
         layers, faults = (*result.layers, *found.layers), (*result.faults, *found.faults)
         result = Recognised(found.model, layers, faults)
     return result
 
 
-def _branches(model: ir.Model) -> Recognised:
+def take_branches(model: ir.Model) -> Recognised:
+    """Returns a copy in which the branches that every call takes are part of the graph.
+
+    Args:
+        model: the graph, which stays as it is.
+    """
     if not any(node.op_type == "If" for node in model.graph.all_nodes()):
         return Recognised(model)
     job = TakenBranches()
