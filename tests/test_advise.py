@@ -117,6 +117,7 @@ def test_sizes_are_tried_once_and_never_the_model_s_own() -> None:
     assert sizes(16, 64) == [[8, 48], [8, 32]]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("hidden", [16, 1])
 def test_small_layers(hidden: int, folder: Path, tmp_path: Path) -> None:
     model = classifier(tmp_path / "small.onnx", hidden)

@@ -78,6 +78,7 @@ def test_rows():
         assert str(parse_pattern(row.pattern)) == row.pattern
 
 
+@pytest.mark.deep
 def test_a_row_is_trained_once_and_the_page_tells_it(small, tmp_path, monkeypatch):
     monkeypatch.setattr(patterns, "ROUNDS", 4)
     rows = [Row("small", "unstructured", 0.125), Row("small", "bank64:step4", 0.0625, "i8")]

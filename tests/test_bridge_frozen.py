@@ -159,7 +159,7 @@ def test_constants_of_a_frozen_node_are_inside_it_whatever_their_type():
     )
 
 
-@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("labels", [pytest.param(False, marks=pytest.mark.deep), True])
 def test_pruning_trains_what_can_be_trained(labels, tmp_path: Path):
     model = between()
     save_model(model, tmp_path / "model.onnx")

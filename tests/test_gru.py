@@ -170,6 +170,7 @@ def test_a_classifier_is_shrunk_pruned_and_verified(tmp_path: Path, after: int) 
     assert [node.op_type for node in shipped.graph if node.op_type == "GRU"] == ["GRU"]
 
 
+@pytest.mark.deep
 def test_a_module_with_a_gru_comes_back_smaller(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     nn = torch.nn
@@ -245,6 +246,7 @@ def test_states_are_carried_and_kept_inside(tmp_path: Path, after: bool) -> None
                     np.testing.assert_allclose(inside.run({"x": chunk})["y"], want, atol=1e-5)
 
 
+@pytest.mark.deep
 def test_a_bare_gru_is_probed_from_the_shell(tmp_path: Path) -> None:
     target = tmp_path / "one.toml"
     target.write_text('name = "one"\n[[runtimes]]\nruntime = "onnxruntime"\nprecisions = ["f32"]\n')

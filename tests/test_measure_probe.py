@@ -42,6 +42,7 @@ def test_a_bare_layer(tmp_path: Path, input_size: int | None, directions: int) -
     assert [item.name for item in (tmp_path / "deep").iterdir()] == ["curve.png"]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize(
     ("precision", "pattern", "directions"),

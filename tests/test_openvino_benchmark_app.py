@@ -56,6 +56,7 @@ def optimized(model: Path, output: Path, **options: Any) -> Path:
     return output
 
 
+@pytest.mark.deep
 def test_a_classifier(tmp_path: Path) -> None:
     model, data = classifier(tmp_path / "m.onnx", 24), examples(tmp_path / "data.npz")
     assert_runs_in_benchmark_app(optimized(model, tmp_path / "out", data=data))

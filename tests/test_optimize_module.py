@@ -103,6 +103,7 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, nn.Modu
     return module, new, artifact
 
 
+@pytest.mark.deep
 def test_sizes_change_and_consumers_with_them(speech: tuple[nn.Module, nn.Module, Path]) -> None:
     old, new, artifact = speech
     assert isinstance(new, Speech) and new is not old
@@ -115,6 +116,7 @@ def test_sizes_change_and_consumers_with_them(speech: tuple[nn.Module, nn.Module
     assert (artifact / "report.json").is_file() and (artifact / "model.onnx").is_file()
 
 
+@pytest.mark.deep
 def test_outputs_are_the_artifacts(speech: tuple[nn.Module, nn.Module, Path]) -> None:
     old, new, artifact = speech
     graph = load_model(artifact / "model.onnx")
@@ -128,6 +130,7 @@ def test_outputs_are_the_artifacts(speech: tuple[nn.Module, nn.Module, Path]) ->
         assert np.abs(before - truth).max() > 1e-3
 
 
+@pytest.mark.deep
 def test_training_goes_on_and_keeps_the_zeros(speech: tuple[nn.Module, nn.Module, Path]) -> None:
     _, made, _ = speech
     new = Speech(16)
@@ -160,6 +163,7 @@ def test_training_goes_on_and_keeps_the_zeros(speech: tuple[nn.Module, nn.Module
         torch.testing.assert_close(new.eval()(sound), again.eval()(sound))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("keep", [False, True])
 def test_states_are_carried(keep: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -250,6 +254,7 @@ def test_what_cannot_be_done_is_said_before_anything_runs(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.deep
 def test_a_module_without_changes_comes_back_as_it_is(tmp_path: Path) -> None:
     module = settled(Speech(8))
     new, _ = run(module, tmp_path, Simplify(), Write())

@@ -54,6 +54,7 @@ def density(model: ir.Model) -> float:
     return sum(item.nonzero_parameters for item in layers) / sum(item.parameters for item in layers)
 
 
+@pytest.mark.deep
 def test_backs_off_to_less_sparsity_then_to_a_larger_size(measured: State, tmp_path: Path) -> None:
     back_off = BackOff(scales=(0.02, 0.125, 1.0), compression=8000.0, tune=0.0, train=RECIPE)
     after = back_off.run(at(measured, tmp_path / "out"))
@@ -85,6 +86,7 @@ def test_where_nothing_holds_the_original_ships(measured: State, tmp_path: Path)
     assert sizes(state.model) == [WIDE, WIDE]
 
 
+@pytest.mark.deep
 def test_the_tuned_dense_model_is_teacher_and_candidate(measured: State, tmp_path: Path) -> None:
     state = at(measured, tmp_path / "out")
     train = replace(RECIPE, steps=60, learning_rate=2e-3)

@@ -72,6 +72,7 @@ def test_a_cut_model_has_the_density_and_the_pattern(tmp_path: Path) -> None:
     assert np.array_equal(layers[0].w[layers[0].w != 0], before.w[layers[0].w != 0])
 
 
+@pytest.mark.deep
 @needs_ops
 def test_plans_are_ranked_by_what_was_measured(tmp_path: Path) -> None:
     """With 16 times the weights a layer of 256 units is slower; what no sparse op takes is the slowest."""

@@ -166,6 +166,7 @@ def test_a_table_of_another_density_is_not_used(
     assert [item.curve == right.curve for item in found if item.kind == I8] == [True]
 
 
+@pytest.mark.deep
 def test_a_sparse_layer_that_alone_takes_longer_than_the_best_peer_is_left_out(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -251,6 +252,7 @@ def test_the_shell_s_table_fits_the_threads_of_another_call(tmp_path: Path) -> N
     assert not fitting(tables, layer, SHORT)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("sparse", [True, False])
 def test_the_shell_s_axes(tmp_path: Path, sparse: bool) -> None:
     """Each density of a pattern is a table and a picture of its own; without formats they are refused."""

@@ -95,6 +95,7 @@ def test_a_broken_candidate_is_reported_and_does_not_ship(
     render_html(made)
 
 
+@pytest.mark.deep
 def test_infinite_degradations_are_kept_with_their_stage(folder: Path, tmp_path: Path) -> None:
     """On labels that are the original's own answers everything else is infinitely worse."""
     chain = (Simplify(), Resize(hidden_size=8), Export(5))

@@ -177,6 +177,7 @@ def test_verify_compares_with_a_baseline(artifact: Path) -> None:
     assert "of the baseline's latency" in checks["speed against the baseline"].detail
 
 
+@pytest.mark.deep
 def test_a_slower_artifact_is_exit_code_1(tmp_path: Path) -> None:
     """Two artifacts of really different speed, through the shell: 512 hidden units against 16."""
     for name, hidden in (("slow", 512), ("fast", 16)):
@@ -201,6 +202,7 @@ def test_a_slower_artifact_is_exit_code_1(tmp_path: Path) -> None:
     assert sorted((tmp_path / "slow").rglob("*")) == before
 
 
+@pytest.mark.deep
 def test_a_contract_that_nothing_can_hold_through_the_shell(tmp_path: Path) -> None:
     """The labels are the outputs of ONNX Runtime to the last bit, and the target has OpenVINO alone."""
     model = classifier(tmp_path / "model.onnx", 24)
@@ -253,6 +255,7 @@ def test_two_calls_on_one_folder(folder: Path, tmp_path: Path) -> None:
     lstmopt.Pipeline(Inner()).run(folder / "model.onnx", output=tmp_path / "out", data=folder / "data.npz")
 
 
+@pytest.mark.deep
 def test_what_breaks_the_contract_does_not_ship(folder: Path, tmp_path: Path) -> None:
     """The labels are the original's own answers, which one unit of 24 cannot give: the original ships."""
     shutil.copy(folder / "model.onnx", tmp_path)
@@ -298,6 +301,7 @@ def test_a_finished_call_does_nothing_again(folder: Path, copy: Path) -> None:
     assert {path for path in after if after[path] != before.get(path)} <= bookkeeping
 
 
+@pytest.mark.deep
 def test_an_artifact_that_is_not_there_any_more_is_written_again(folder: Path, copy: Path) -> None:
     """Another call on the same folder has put its own there, or somebody has changed a file."""
     trained = seconds(make(folder, copy))
@@ -520,6 +524,7 @@ def test_evaluations_of_other_code_or_packages_do_not_count(
     assert kept() == 3
 
 
+@pytest.mark.deep
 def test_a_stream_is_measured_with_empty_caches_too(
     folder: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

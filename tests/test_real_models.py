@@ -111,6 +111,7 @@ def test_what_openvino_cannot_convert_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_ddddocr_reads_the_same(runtime: str, tmp_path: Path) -> None:
     path = ddddocr()

@@ -134,6 +134,7 @@ def defaults(step: str, **given: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.deep
 def test_tables_of_other_versions_are_not_restored(tmp_path: Path) -> None:
     def key(versions: str) -> str:
         python = tmp_path / "bin" / "python"

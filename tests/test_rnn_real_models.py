@@ -122,7 +122,7 @@ def test_ddddocr_is_the_same_after_simplify_and_a_file(
             assert_close(got[name], array)
 
 
-@pytest.mark.parametrize("form", ["ocr", "simple_ocr"])
+@pytest.mark.parametrize("form", [pytest.param("ocr", marks=pytest.mark.deep), "simple_ocr"])
 def test_ddddocr_loses_dead_units_without_a_trace(
     form: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

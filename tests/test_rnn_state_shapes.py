@@ -208,6 +208,7 @@ def test_there_is_no_room_for_added_units() -> None:
         resize(packed("rows"), {"y0": 16}, keep_states=True)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("keep", [True, False])
 def test_an_artifact_says_what_callers_have_to_feed(keep: bool, tmp_path: Path) -> None:
     model = packed("rows", hidden=160)

@@ -314,6 +314,7 @@ def artifact(folder: Path) -> Path:
     return folder / "out"
 
 
+@pytest.mark.deep
 def test_an_artifact_with_sparse_ops(artifact: Path) -> None:
     report, manifest = Report.load(artifact / "report.json"), Manifest.load(artifact / "manifest.json")
     assert report.optimized.precision.startswith("sparse-") and report.lstms[0].pattern == "bank64:step4"
@@ -333,6 +334,7 @@ def test_an_artifact_with_sparse_ops(artifact: Path) -> None:
     assert all(np.array_equal(item.round_weights(each[0]), each[0]) for each in weights.matrices)
 
 
+@pytest.mark.deep
 def test_run_py_loads_the_sparse_ops(artifact: Path) -> None:
     for name in NAMES:
         command = [sys.executable, str(artifact / "run.py"), "--runtime", name, "--iterations", "5", "--json"]
@@ -341,6 +343,7 @@ def test_run_py_loads_the_sparse_ops(artifact: Path) -> None:
         assert json.loads(result.stdout)["precision"].startswith("sparse-")
 
 
+@pytest.mark.deep
 def test_a_trained_model_of_another_interface_is_refused(folder: Path, tmp_path: Path) -> None:
     save_model(rnn_model(sparse_layer(8, 0.5)), tmp_path / "other.onnx")
     options = ("--trained", tmp_path / "other.onnx", "--data", folder / "data.npz", "-o", tmp_path / "out")

@@ -116,6 +116,7 @@ def test_the_wrapper_keeps_the_states(
         stream.reset()
 
 
+@pytest.mark.deep
 def test_an_artifact_has_both_forms_and_is_verified(tmp_path: Path) -> None:
     save_model(packed("rows", hidden=160), tmp_path / "model.onnx")
     x = np.random.default_rng(0).standard_normal((60, 5, 6)).astype(np.float32)

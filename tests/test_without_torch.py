@@ -45,10 +45,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "target.toml").write_text(TARGET)
     classifier(path / "model.onnx", 16)
     examples(path / "data.npz", 60)
-    lstmopt.Pipeline(Simplify(), Export(5)).run(
-        path / "model.onnx", target=ONE, data=path / "data.npz", output=path / "artifact"
-    )
     return path
+
+
+@pytest.fixture(scope="module")
+def artifact(folder: Path) -> Path:
+    lstmopt.Pipeline(Simplify(), Export(5)).run(
+        folder / "model.onnx", target=ONE, data=folder / "data.npz", output=folder / "artifact"
+    )
+    return folder / "artifact"
 
 
 def bare(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -66,19 +71,30 @@ def test_torch_is_really_blocked(folder: Path) -> None:
     assert "ModuleNotFoundError" in bare(folder, "-c", "from torch.nn import functional").stderr
 
 
+@pytest.mark.deep
+@pytest.mark.parametrize(
+    "call",
+    [
+        "probe {0}/model.onnx --target {0}/target.toml -o {0}/latency-of-model",
+        "bench {0}/artifact --rounds 5 --target {0}/target.toml",
+        "export {0}/model.onnx --runtime openvino --format f32 --static -o {0}/exported-ir",
+        "verify {0}/artifact",
+        "advise {0}/model.onnx --target {0}/target.toml",
+        "advise {0}/model.onnx --target {0}/target.toml --data {0}/data.npz",
+    ],
+)
+def test_a_verb_works_on_what_was_built(call: str, folder: Path, artifact: Path) -> None:
+    assert artifact.is_dir()
+    test_a_verb_works(call, folder)
+
+
 @pytest.mark.parametrize(
     "call",
     [
         "inspect {0}/model.onnx",
         "probe --hidden-size 16 --step 8 --target {0}/target.toml -o {0}/latency",
-        "probe {0}/model.onnx --target {0}/target.toml -o {0}/latency-of-model",
         "bench {0}/model.onnx --rounds 5 --target {0}/target.toml",
-        "bench {0}/artifact --rounds 5 --target {0}/target.toml",
         "export {0}/model.onnx --runtime onnxruntime -o {0}/exported",
-        "export {0}/model.onnx --runtime openvino --format f32 --static -o {0}/exported-ir",
-        "verify {0}/artifact",
-        "advise {0}/model.onnx --target {0}/target.toml",
-        "advise {0}/model.onnx --target {0}/target.toml --data {0}/data.npz",
     ],
 )
 def test_a_verb_works(call: str, folder: Path) -> None:
