@@ -53,7 +53,7 @@ def check(model, feeds):
     return module, theirs
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(lstm_graphs())
 def test_drawn_graphs_equal_onnx_runtime_and_come_back_unchanged(drawn):
     feeds = example_inputs(drawn.model, 3, {"sequence": 7, "batch": 3})
