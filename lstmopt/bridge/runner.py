@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from lstmopt.runtimes.base import TensorInfo
 
 if TYPE_CHECKING:
     from lstmopt.tasks.base import Batch
-    from lstmopt.tasks.interface import Interface
+    from lstmopt.tasks.interface import Interface, Port
 
 Array = npt.NDArray[Any]
 
@@ -65,7 +66,7 @@ class ModuleRunner:
 
 
 class Stream:
-    """Calls a module on batches in a row and carries its states, cut off from the past's gradients.
+    """Calls a module on batches in a row and carries its states.
 
     Args:
         model: the graph that the module was made of.
@@ -86,10 +87,36 @@ class Stream:
             self.states = {name: torch.from_numpy(array) for name, array in zeros.items()}
         outputs: dict[str, Tensor] = self.module({**feeds, **self.states})
         self.states = {
-            name: value.detach().float() if value.is_floating_point() else value.detach()
+            name: value.float() if value.is_floating_point() else value
             for name, value in self._interface.next_states(outputs).items()
         }
         return outputs
+
+    def cut(self) -> None:
+        """Cuts the states off from the gradients of the calls so far."""
+        self.states = {name: value.detach() for name, value in self.states.items()}
+
+
+def output_variances(
+    stream: Stream, batches: Iterable[Batch], ports: Sequence[Port], count: int = 32
+) -> dict[str, float]:
+    """Returns the variance of some outputs over the first of some calls.
+
+    Args:
+        stream: the module; its states are forgotten afterwards.
+        batches: calls in a row.
+        ports: the outputs.
+        count: most calls to look at.
+    """
+    values: dict[str, list[Array]] = {port.name: [] for port in ports}
+    with torch.no_grad():
+        for batch in islice(batches, count):
+            feeds = {name: torch.from_numpy(np.asarray(array)) for name, array in batch.feeds.items()}
+            outputs = stream(batch, feeds)
+            for name, arrays in values.items():
+                arrays.append(outputs[name].double().reshape(-1).numpy())
+    stream.states = {}
+    return {name: float(np.concatenate(arrays).var()) for name, arrays in values.items() if arrays}
 
 
 def _width(interface: Interface, batch: Batch) -> int:

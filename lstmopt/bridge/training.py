@@ -66,10 +66,12 @@ class Settings:
         mask_every: training steps between renewals of the masks.
         seed: of every random choice.
         amp: whether products are computed in bfloat16; None measures which is faster.
+        unroll: calls in a row that one step's gradient goes through, their states carried.
     """
 
     batch: int = 32
     sequence: int = 64
+    unroll: int = 1
     optimizer: str = "adam"
     learning_rate: float = 2e-3
     clip: float = 5.0
@@ -218,12 +220,12 @@ class Trainer:
         began = saved = told = time.monotonic()
         before = self._at.seconds
         while self._fraction < 1:
-            for batch in self._epoch_batches():
+            for window in self._windows():
                 if self._renewal_is_due():
                     self._renew(self._fraction)
-                self._recent = self._train_step(batch)
+                self._recent = self._train_step(window)
                 self._at.step += 1
-                self._at.index += 1
+                self._at.index += len(window)
                 now = time.monotonic()
                 self._at.seconds = before + now - began
                 self._validate_when_due()
@@ -274,6 +276,12 @@ class Trainer:
         )
         return islice(batches, self._at.index, None)
 
+    def _windows(self) -> Iterator[list[Batch]]:
+        """Yields what is left of the epoch, as many calls at a time as a gradient goes through."""
+        batches = self._epoch_batches()
+        while window := list(islice(batches, self._settings.unroll)):
+            yield window
+
     def _renew(self, progress: float) -> None:
         course = self._schedule
         self._at.reached = progress >= course.ramp
@@ -287,7 +295,7 @@ class Trainer:
                 if isinstance(value, Tensor) and value.shape == mask.shape:
                     value.mul_(mask)  # a moment left behind would move a weight that is masked
 
-    def _train_step(self, batch: Batch) -> float:
+    def _train_step(self, window: list[Batch]) -> float:
         settings, module = self._settings, self._student.module
         progress = self._fraction
         for group in self._optimizer.param_groups:
@@ -297,7 +305,7 @@ class Trainer:
             self._rounding.renew()
         module.dropout = self._dropout(progress) if settings.dropout is None else settings.dropout
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(batch)
+        loss = self._loss(window)
         value = float(loss.detach())
         if self._at.first is None:
             self._at.first = value
@@ -320,7 +328,13 @@ class Trainer:
         repeated = min(1.0, max(0.0, (steps / self._epoch_steps - 1.0) / 2.0))
         return repeated * min(MOST_DROPOUT, DROPOUT_PER_DENSITY * self._kept)
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, window: list[Batch]) -> Tensor:
+        """Returns the mean loss of some calls in a row, in which states carry gradients."""
+        losses = [self._loss_of_call(batch) for batch in window]
+        self._student.cut()
+        return sum(losses[1:], losses[0]) / len(losses)
+
+    def _loss_of_call(self, batch: Batch) -> Tensor:
         feeds = {name: torch.from_numpy(np.asarray(array)) for name, array in batch.feeds.items()}
         with self._autocast():
             known = None
@@ -354,7 +368,7 @@ class Trainer:
             times = []
             for batch in batches:
                 began = time.perf_counter()
-                self._loss(batch).backward()  # type: ignore[no-untyped-call]
+                self._loss([batch]).backward()  # type: ignore[no-untyped-call]
                 times.append(time.perf_counter() - began)
             seconds[amp] = min(times)
         self._optimizer.zero_grad(set_to_none=True)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 RATES = {"adam": 2e-3, "sgd": 1.0}
 VALIDATION_CALLS = 8
 LEAST_STEPS = 4
+UNROLL = 8
+"""Calls of a stream that a gradient goes through."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +149,16 @@ class GrowPrune:
             LstmoptError: there is nothing to prune, an operator cannot be trained through, or the
                 training diverged.
         """
+        import numpy as np
+
+        from lstmopt.bridge.batching import free_batch
         from lstmopt.bridge.module import OnnxModule, write_back
         from lstmopt.bridge.pruning import Pruner
-        from lstmopt.bridge.runner import ModuleRunner, Stream
+        from lstmopt.bridge.runner import ModuleRunner, Stream, output_variances
         from lstmopt.bridge.schedule import Schedule
         from lstmopt.bridge.training import Trainer, has_native_bfloat16
+        from lstmopt.tasks.base import with_interface
+        from lstmopt.tasks.examples import Distillation
 
         task, data = state.task, state.data
         pattern = parse_pattern(state.target.patterns[0] if self.pattern is None else self.pattern)
@@ -168,8 +175,10 @@ class GrowPrune:
             original = teacher if source is state.original else None
             if original is None:
                 original = OnnxModule(state.original).eval().requires_grad_(False)
+            interface = free_batch(task.interface, state.model, module)
+            trained = with_interface(task, interface)
             settings = self._settings(state)
-            length, epoch_steps = self._length(state, settings)
+            length, epoch_steps = self._length(replace(state, task=trained), settings)
             reference = ModuleRunner(state.original, original)
             student = ModuleRunner(state.model, module)
             limit = VALIDATION_CALLS * settings.batch * (settings.sequence if task.name == "lm" else 1)
@@ -177,11 +186,15 @@ class GrowPrune:
             def validate() -> float:
                 return float(task.evaluate(student, data.valid, reference=reference, limit=limit).loss)
 
+            stream = None if teacher is None else Stream(source, teacher, interface)
+            if stream is not None and isinstance(trained, Distillation):
+                batches = trained.calls(data.train, settings.batch, np.random.default_rng(settings.seed))
+                trained = replace(trained, variances=output_variances(stream, batches, trained.compared))
             trainer = Trainer(
-                task=task,
+                task=trained,
                 train=data.train,
-                student=Stream(state.model, module, task.interface),
-                teacher=None if teacher is None else Stream(source, teacher, task.interface),
+                student=Stream(state.model, module, interface),
+                teacher=stream,
                 pruner=Pruner(module, groups, regrow=self.regrow > 0),
                 rounding=rounding,
                 schedule=Schedule(
@@ -264,6 +277,8 @@ class GrowPrune:
             sequence=self.sequence,
             optimizer=self.optimizer,
             learning_rate=RATES[self.optimizer] if self.learning_rate is None else self.learning_rate,
+            # Calls of a language model are windows of many steps; others may be a single step.
+            unroll=UNROLL if state.task.interface.states and state.task.name != "lm" else 1,
             clip=self.clip,
             # A teacher's outputs are worth learning exactly: nothing is dropped where they are all there is.
             dropout=self.dropout if state.labelled or self.dropout is not None else 0.0,
@@ -291,6 +306,7 @@ class GrowPrune:
                 f"gives no training batch of {settings.batch} x {settings.sequence}",
                 "give more data, or a smaller GrowPrune(batch=...)",
             )
+        each = -(-each // settings.unroll)
         budget = state.budget
         if self.seconds is not None or (self.steps is None and budget.seconds is not None):
             return Length(seconds=self.seconds if self.seconds is not None else budget.seconds), each

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -164,6 +164,11 @@ class Task(Protocol):
             reference: the original, which tasks without labels compare with.
             limit: most tokens or examples to look at.
         """
+
+
+def with_interface(task: Task, interface: Interface) -> Task:
+    """Returns a task (all of them are dataclasses) for another interface of the same model."""
+    return cast("Task", replace(cast("Any", task), interface=interface))
 
 
 def degradation(original: Evaluation, candidate: Evaluation, seed: int = 0) -> Degradation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,10 +117,15 @@ class Distillation(_Examples):
 
     The degradation is the root mean square error of the outputs over their standard deviation; of several
     outputs, each one's square error counts over its own variance.
+
+    Attributes:
+        variances: of the original's outputs by name, for the loss of a training; that of a batch, which
+            may be a single number, where one is not given.
     """
 
     name: str = "distill"
     metric: str = "relative error"
+    variances: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def compared(self) -> tuple[Port, ...]:
@@ -149,7 +154,10 @@ class Distillation(_Examples):
 
         if teacher is None:
             raise ValueError("distill: needs a teacher")
-        losses = [normalised_square_error(outputs[port.name], teacher[port.name]) for port in self.compared]
+        losses = [
+            normalised_square_error(outputs[port.name], teacher[port.name], self.variances.get(port.name))
+            for port in self.compared
+        ]
         total = losses[0]
         for loss in losses[1:]:
             total = total + loss

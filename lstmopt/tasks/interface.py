@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,6 +84,7 @@ class Interface:
         vocabulary: number of tokens of each input that indexes a table.
         scale: what the first output is: "logits", "probabilities", "log-probabilities" or "sigmoids".
         batch: the batch where the model fixes it, else None.
+        state_batch: axis of sequences of states whose shapes fix it, where other sizes work all the same.
     """
 
     inputs: tuple[Port, ...]
@@ -92,6 +93,7 @@ class Interface:
     vocabulary: Mapping[str, int]
     scale: str
     batch: int | None
+    state_batch: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_language_model(self) -> bool:
@@ -113,8 +115,9 @@ class Interface:
         by_name = {info.name: info for info in inputs}
         found = {}
         for pair in self.states:
-            info = by_name[pair.input]
-            found[pair.input] = np.zeros([batch if size is None else size for size in info.shape], info.dtype)
+            info, free = by_name[pair.input], self.state_batch.get(pair.input)
+            shape = [batch if size is None or axis == free else size for axis, size in enumerate(info.shape)]
+            found[pair.input] = np.zeros(shape, info.dtype)
         return found
 
     def next_states(self, outputs: Mapping[str, Any]) -> dict[str, Any]:

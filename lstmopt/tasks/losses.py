@@ -131,6 +131,7 @@ def _piece(
     return loss, slope
 
 
-def normalised_square_error(output: Tensor, target: Tensor) -> Tensor:
-    """Returns the mean square error over the target's variance."""
-    return functional.mse_loss(output, target) / target.var().clamp_min(1e-12)
+def normalised_square_error(output: Tensor, target: Tensor, variance: float | None = None) -> Tensor:
+    """Returns the mean square error over the target's variance, or over one that is given."""
+    scale = target.var(correction=0) if variance is None else target.new_tensor(variance)
+    return functional.mse_loss(output, target) / scale.clamp_min(1e-12)
