@@ -6,6 +6,7 @@ python -m benchmarks.advise [MODEL.onnx ...]
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(width=120)
     console.print(fingerprint().cpu)
+    wrong = 0
     for model in options.models:
         outcome = compared(model, options.rounds)
         console.print(table(model.name, outcome))
@@ -112,6 +114,8 @@ def main() -> None:
         console.print(
             f"off by more than {ALLOWED:.0%}: {off}" + ("" if outcome.trusted else "; not to be trusted")
         )
+        wrong += off if outcome.trusted else 0
+    sys.exit(wrong > 0)
 
 
 if __name__ == "__main__":
