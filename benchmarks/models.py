@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -67,11 +66,10 @@ def optimize_command(model: RealModel, path: Path, output: Path) -> list[str]:
 
 def run(command: list[str], limit: float) -> tuple[int, str, str, float, float]:
     """Runs a command; returns its exit code, stdout, stderr, seconds, and its largest process in MB."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     start = time.monotonic()
     child = subprocess.Popen(
         ["timeout", "-k", "10", str(int(limit)), *command],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert child.stdout is not None and child.stderr is not None
     from threading import Thread
