@@ -55,7 +55,7 @@ def optimize_command(model: RealModel, path: Path, output: Path) -> list[str]:
         fixed = fix_inputs(load_model(path), model.constants, model.fixed_shapes, str(path))
         path = output.with_name("fixed.onnx")
         save_model(fixed, path)
-    command = ["optimize", str(path), "--steps", str(model.steps), "--max-degradation", model.most]
+    command = ["optimize", str(path), "--budget", model.budget, "--max-degradation", model.most]
     for shape in model.shapes:
         command += ["--shape", shape]
     for option, value in zip(("--data", "--val"), model.data, strict=False):

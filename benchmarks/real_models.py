@@ -36,7 +36,7 @@ class RealModel:
         shapes: ``--shape`` options that tell how long a call is.
         data: ``--data`` and ``--val`` of `optimize`; without any it makes its own inputs.
         task: ``--task``, where it is not the one that `optimize` would find.
-        steps: training steps, the stated budget.
+        budget: time for all training.
         most: degradation that is allowed: of outputs, as no labels come with the models, the root mean
             square error over their deviation. What they are for is measured on the artifact besides.
         fix: values and ``--shape`` options of `lstmopt fix`, for layers in branches.
@@ -54,7 +54,7 @@ class RealModel:
     shapes: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     task: str = ""
-    steps: int = 200
+    budget: str = "3m"
     most: str = "10%"
     fix: tuple[str, ...] = ()
 
@@ -213,13 +213,11 @@ MODELS: tuple[RealModel, ...] = (
         "ddddocr", DDDDOCR[0], "common.onnx", DDDDOCR[1], "reads captchas, 8,210 characters",
         "convolutions, a bidirectional LSTM of 512, a layer of 8,210 classes", _picture,
         shapes=("input1=1x1x64x170",), data=("benchmarks.captchas:train", "benchmarks.captchas:val"),
-        steps=100,
     ),
     RealModel(
         "ddddocr-old", DDDDOCR[0], "common_old.onnx", DDDDOCR[1], "the model before, 8 bits",
         "`DynamicQuantizeLSTM`, 21 `ConvInteger`", _picture,
         shapes=("input1=1x1x64x170",), data=("benchmarks.captchas:train", "benchmarks.captchas:val"),
-        steps=100,
     ),
     RealModel(
         "nsnet2", NSNET[0], "nsnet2-20ms-baseline.onnx", NSNET[1], "noise suppression, 16 kHz",
@@ -271,7 +269,7 @@ MODELS: tuple[RealModel, ...] = (
     RealModel(
         "captcha-whisperer", WHISPERER[0], "captcha_crnn.onnx", WHISPERER[1], "reads captchas, 36 characters",
         "an LSTM of 100 each way, unrolled: 40 cells of Gemm and Split", _captcha,
-        data=("benchmarks.captchas:colour", "benchmarks.captchas:colour_val"), steps=100,
+        data=("benchmarks.captchas:colour", "benchmarks.captchas:colour_val"),
     ),
 )  # fmt: skip
 
