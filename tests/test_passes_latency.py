@@ -10,9 +10,19 @@ from lstmopt.errors import LstmoptError
 from lstmopt.measure import Timing
 from lstmopt.measure.kind import Kind
 from lstmopt.passes.candidates import Candidate
-from lstmopt.passes.latency import COMBINATIONS, combinations, latency_models, predicted_latency
+from lstmopt.passes.latency import (
+    COMBINATIONS,
+    Layer,
+    called_layers,
+    combinations,
+    latency_models,
+    predicted_latency,
+)
+from lstmopt.reference.char_lm import model_path
+from lstmopt.rnn.files import load_model
 from lstmopt.runtimes import Deployment
-from lstmopt.targets import RuntimeTarget, Target
+from lstmopt.targets import RuntimeTarget, Target, load_target
+from tests.test_bridge_batching import chunk_model
 from tests.test_passes_resize import ONE, curve, language_model
 
 
@@ -143,3 +153,13 @@ def test_combinations_stay_within_bounds() -> None:
     many = list(combinations([range(1, 41)] * 4))
     assert 1000 < len(many) <= COMBINATIONS and len(set(many)) == len(many)
     assert (1, 1, 1, 1) in many
+
+
+def test_a_layer_is_measured_over_the_steps_that_reach_it() -> None:
+    """One step of a model that takes a chunk a call, whatever the target says; otherwise the target's."""
+    target = load_target("local")
+    (layer,) = called_layers(chunk_model(), target)
+    assert (layer.sequence, layer.batch) == (1, 1) and layer.call(target) == (1, 1)
+    for layer in called_layers(load_model(model_path()), target):
+        assert layer.call(target) == (target.shapes[0].batch, target.shapes[0].sequence)
+    assert Layer("bare", 8, None, 1).call(target) == (target.shapes[0].batch, target.shapes[0].sequence)

@@ -246,7 +246,7 @@ def test_the_shell_s_table_fits_the_threads_of_another_call(tmp_path: Path) -> N
     assert result.returncode == 0, result.stderr
     assert "at its own size" in result.stdout
     (path,) = (tmp_path / "out").glob("*.json")
-    (layer,) = model_layers(load_model(model), "model")
+    (layer,) = model_layers(load_model(model), "model", SHORT)
     tables = (LatencyTable.load(path),)
     assert fitting(tables, layer, SHORT.model_copy(update={"threads": 2}))
     assert not fitting(tables, layer, SHORT)

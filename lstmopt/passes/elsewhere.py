@@ -14,8 +14,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.measure.kind import Kind
 from lstmopt.measure.statistics import Ratio, Timing
 from lstmopt.measure.table import LatencyTable
-from lstmopt.passes.latency import LatencyModel, Layer, fitting, free_layers, latency_models
-from lstmopt.rnn.groups import analyse
+from lstmopt.passes.latency import LatencyModel, Layer, called_layers, fitting, latency_models
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.runtimes import runtime
 
@@ -110,13 +109,14 @@ def untold(
     """
     lacking = [
         layer
-        for layer in free_layers(analyse(model))
+        for layer in called_layers(model, target)
         if not any((t.runtime, t.precision) == (name, precision) for t in fitting(tables, layer, target))
     ]
     given = f"{len(tables)} latency tables" if tables else "no latency table"
-    shape = max(target.shapes, key=lambda item: item.weight)
-    called = f"batch {shape.batch}, {shape.sequence} steps, {target.threads} thread(s)"
-    what = f"of {_told(lacking[0])} ({called})" if lacking else "of any layer that can change"
+    what = "of any layer that can change"
+    if lacking:
+        batch, steps = lacking[0].call(target)
+        what = f"of {_told(lacking[0])} (batch {batch}, {steps} steps, {target.threads} thread(s))"
     return LstmoptError(
         f"target {target.name}",
         f"{name} does not run here ({runtime(name).status().reason}), and {given} given tells its latency "

@@ -17,14 +17,17 @@ from lstmopt.errors import LstmoptError
 from lstmopt.measure.kind import DENSE, Kind
 from lstmopt.measure.table import LatencyTable
 from lstmopt.rnn.cells import CELLS, LSTM
+from lstmopt.rnn.examples import example_inputs, sizes_for
+from lstmopt.rnn.execution import Reference
 from lstmopt.rnn.groups import analyse
+from lstmopt.rnn.reader import X
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from lstmopt.passes.candidates import Candidate
     from lstmopt.rnn.groups import Analysis
-    from lstmopt.targets import Target
+    from lstmopt.targets import Shape, Target
 
 GATES = {cell.kind: len(cell.gates) for cell in CELLS}
 
@@ -43,6 +46,8 @@ class Layer:
         directions: 1 or 2.
         cell: its kind, as ONNX calls it.
         reset_after: of a GRU, whether its reset comes after the product with R.
+        batch: sequences of a call; None is what the target says.
+        sequence: steps of a call, likewise.
     """
 
     name: str
@@ -51,6 +56,46 @@ class Layer:
     directions: int
     cell: str = LSTM.kind
     reset_after: bool = False
+    batch: int | None = None
+    sequence: int | None = None
+
+    def call(self, target: Target) -> tuple[int, int]:
+        """Returns batch and steps of the target's most frequent call."""
+        shape = most_frequent(target)
+        return self.batch or shape.batch, self.sequence or shape.sequence
+
+
+def most_frequent(target: Target) -> Shape:
+    """Returns the shape of most of a target's calls."""
+    return max(target.shapes, key=lambda item: item.weight)
+
+
+def called_layers(model: ir.Model, target: Target) -> tuple[Layer, ...]:
+    """Returns the layers whose hidden size can change, with the steps that reach them in a target's call.
+
+    A model that takes one chunk a call, or whose convolutions leave few steps of many, runs its layers over
+    other lengths than the target names: that is observed.
+
+    Args:
+        model: the graph.
+        target: for its most frequent shape.
+    """
+    analysis = analyse(model)
+    layers = free_layers(analysis)
+    reached = {layer.name: analysis.layers[layer.name].input(X) for layer in layers}
+    names = {name: str(value.name) for name, value in reached.items() if value is not None}
+    shape = most_frequent(target)
+    try:
+        feeds = example_inputs(model, 0, sizes_for(model, shape.batch, shape.sequence, shape.inputs))
+        seen = Reference(model, also=list(names.values())).run(feeds)
+    except LstmoptError:
+        return layers  # what cannot be run cannot be measured either: the peers have said so
+    return tuple(
+        replace(layer, sequence=size[0], batch=size[1])
+        if (size := seen[names[layer.name]].shape) and 0 not in size
+        else layer
+        for layer in layers
+    )
 
 
 def free_layers(analysis: Analysis) -> tuple[Layer, ...]:
@@ -85,9 +130,8 @@ def fitting(tables: Sequence[LatencyTable], layer: Layer, target: Target) -> lis
         layer: the layer.
         target: for runtimes, precisions, threads and shape.
     """
-    shape = max(target.shapes, key=lambda item: item.weight)
     wanted = {(item.runtime, precision) for item in target.runtimes for precision in item.precisions}
-    calls = (layer.input_size, layer.directions, target.threads, shape.batch, shape.sequence)
+    calls = (layer.input_size, layer.directions, target.threads, *layer.call(target))
     found: dict[Kind, LatencyTable] = {}
     for table in tables:
         form = table.cell, table.reset_after
@@ -168,7 +212,7 @@ def latency_models(
         target: for runtimes, precisions, threads and shape.
     """
     analysis = analyse(model)
-    layers = free_layers(analysis)
+    layers = called_layers(model, target)
     by_kind: dict[Kind, dict[str, LatencyTable]] = {}
     for layer in layers:
         for table in fitting(tables, layer, target):

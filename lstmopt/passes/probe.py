@@ -16,9 +16,8 @@ from lstmopt.measure.probe import probe_layer
 from lstmopt.measure.table import LatencyTable
 from lstmopt.passes.candidates import best_peer
 from lstmopt.passes.kinds import DENSITIES, asked_kinds, usable_kinds
-from lstmopt.passes.latency import Layer, fitting, free_layers
+from lstmopt.passes.latency import Layer, called_layers, fitting
 from lstmopt.rnn.cells import LSTM
-from lstmopt.rnn.groups import analyse
 from lstmopt.rnn.reader import require_rnns
 from lstmopt.runtimes import runtime
 from lstmopt.runtimes.ops import library
@@ -81,7 +80,7 @@ class Probe:
         Raises:
             LstmoptError: the model has no layer that can be changed.
         """
-        layers = model_layers(state.model, state.source.name)
+        layers = model_layers(state.model, state.source.name, state.target)
         asked = asked_kinds(state.target, self.patterns, self.densities)
         kinds, notes = self._worth(state, usable_kinds(asked))
         tables: list[LatencyTable] = []
@@ -212,18 +211,19 @@ def _foreign(table: LatencyTable) -> list[str]:
     return notes
 
 
-def model_layers(model: ir.Model, source: str) -> tuple[Layer, ...]:
+def model_layers(model: ir.Model, source: str, target: Target) -> tuple[Layer, ...]:
     """Returns the layers of a model whose hidden size can change, as far as latency depends on them.
 
     Args:
         model: the graph.
         source: what errors call it.
+        target: for the call.
 
     Raises:
         LstmoptError: the model has no recurrent layer.
     """
     require_rnns(model, source)
-    return free_layers(analyse(model))
+    return called_layers(model, target)
 
 
 def grid(hidden_size: int, step: int, smallest: float, largest: float = LARGEST) -> list[int]:
@@ -250,7 +250,7 @@ def layer_tables(
     Args:
         layer: what to measure.
         dims: hidden sizes that may be chosen, ascending.
-        target: for threads and shape, of several the most frequent one.
+        target: for threads, and for the call that the layer does not tell, of several the most frequent.
         cache: folder of tables measured before.
         progress: told how far it is.
         kinds: of those that this machine runs.
@@ -258,7 +258,7 @@ def layer_tables(
     Raises:
         LstmoptError: a runtime does not build or run such a layer.
     """
-    shape = max(target.shapes, key=lambda item: item.weight)
+    batch, sequence = layer.call(target)
     for kind in kinds:
         what: dict[str, Any] = {
             "input_size": layer.input_size,
@@ -267,8 +267,8 @@ def layer_tables(
             "runtime": kind.runtime,
             "precision": kind.precision,
             "threads": target.threads,
-            "batch": shape.batch,
-            "sequence": shape.sequence,
+            "batch": batch,
+            "sequence": sequence,
         }
         version = [runtime(kind.runtime).status().version]
         if layer.cell != LSTM.kind:

@@ -117,7 +117,7 @@ def probe_to_folder(
         )
     chosen = load_target(target)
     if model is not None:
-        layers = model_layers(recognise(load_model(model)).model, str(model))
+        layers = model_layers(recognise(load_model(model)).model, str(model), chosen)
     else:
         assert hidden_size is not None
         layers = (Layer(f"bare-{hidden_size}", hidden_size, input_size, 1, cell, cell == GRU.kind),)
