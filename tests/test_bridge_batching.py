@@ -108,7 +108,7 @@ def test_one_number_a_call_is_distilled(cut: bool, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     data, val = ({"x": rng.standard_normal((count, 6)).astype(np.float32)} for count in (600, 80))
     start = state_for(load_model(tmp_path / "model.onnx"), tmp_path / "work", data, val)
-    tune = GrowPrune(density=0.5, pattern="unstructured", steps=120, batch=8)
+    tune = GrowPrune(density=0.5, pattern="unstructured", steps=120, batch=8, learning_rate=2e-3)
     losses = []
     for stage in (GrowPrune(density=0.5, pattern="unstructured", steps=4, batch=8, learning_rate=1e-6), tune):
         state = stage.run(start)

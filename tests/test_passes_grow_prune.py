@@ -339,10 +339,24 @@ def test_bfloat16_trains_too(model, tmp_path, monkeypatch):
     # Without oneDNN torch has bfloat16 everywhere, if slowly.
     monkeypatch.setattr(training, "has_native_bfloat16", lambda: True)
     with torch.backends.mkldnn.flags(enabled=False):
-        after = recipe(steps=30, amp=True).run(state)
+        after = recipe(steps=30, amp=True, learning_rate=2e-3).run(state)
     assert density_of(after.model) <= 0.2
     assert loss_of(after.model, state) < loss_of(one_shot(model, 0.2), state)
     assert all(a.dtype == weights_of(model)[n].dtype for n, a in weights_of(after.model).items())
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(None, 2e-3 * 10 / 500), (2e-3, 2e-3)])
+def test_a_short_training_moves_weights_less_unless_told(rate, expected, model, tmp_path, monkeypatch):
+    rates = []
+    step = torch.optim.Adam.step
+
+    def noted(self, *arguments, **options):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    recipe(steps=10, learning_rate=rate).run(state_for(model, tmp_path))
+    assert max(rates) == pytest.approx(expected) and len(rates) == 10
 
 
 def test_schedule():

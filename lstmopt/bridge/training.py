@@ -46,6 +46,9 @@ ROUND_EVERY = 4
 """Steps between roundings. At the end of a training a step moves few weights to another rounded value, and
 rounding at each would take 8 to 15% of its time (measured: 2 x 400 units at 6%, batch 20, 35 steps)."""
 
+FULL_RATE_STEPS = 500
+"""In shorter trainings the learning rate is less in proportion: what is moved far has to settle again."""
+
 RENEWALS = 8
 """Least number of renewals of the masks on the ramp of a short training."""
 
@@ -67,11 +70,13 @@ class Settings:
         seed: of every random choice.
         amp: whether products are computed in bfloat16; None measures which is faster.
         unroll: calls in a row that one step's gradient goes through, their states carried.
+        cautious: whether the learning rate is less in a short training.
     """
 
     batch: int = 32
     sequence: int = 64
     unroll: int = 1
+    cautious: bool = False
     optimizer: str = "adam"
     learning_rate: float = 2e-3
     clip: float = 5.0
@@ -299,7 +304,7 @@ class Trainer:
         settings, module = self._settings, self._student.module
         progress = self._fraction
         for group in self._optimizer.param_groups:
-            group["lr"] = self._at.rate * self._schedule.rate_at(progress)
+            group["lr"] = self._at.rate * self._schedule.rate_at(progress) * self._caution(progress)
         if self._rounds and (not module.rounded or self._at.step % ROUND_EVERY == 0):
             assert self._rounding is not None
             self._rounding.renew()
@@ -320,11 +325,21 @@ class Trainer:
         self._optimizer.step()
         return value
 
+    def _expected(self, progress: float) -> int:
+        """Returns the steps that the training will have; 0 while a budget of time does not tell."""
+        if self._length.steps is not None:
+            return self._length.steps
+        return int(self._at.step / progress) if self._at.step >= RENEWALS and progress > 0 else 0
+
+    def _caution(self, progress: float) -> float:
+        """Returns the factor on a rate that nobody has chosen."""
+        if not self._settings.cautious:
+            return 1.0
+        return min(1.0, max(self._expected(progress), RENEWALS) / FULL_RATE_STEPS)
+
     def _dropout(self, progress: float) -> float:
-        """Returns the dropout now; none in the first steps of a budget of time: its end is open."""
-        steps = self._length.steps
-        if steps is None:
-            steps = int(self._at.step / progress) if self._at.step >= RENEWALS and progress > 0 else 0
+        """Returns the dropout now; none in the first steps of a budget of time."""
+        steps = self._expected(progress)
         repeated = min(1.0, max(0.0, (steps / self._epoch_steps - 1.0) / 2.0))
         return repeated * min(MOST_DROPOUT, DROPOUT_PER_DENSITY * self._kept)
 

@@ -48,7 +48,8 @@ class GrowPrune:
         batch: sequences a step.
         sequence: time steps a window.
         optimizer: "adam" or "sgd".
-        learning_rate: at the start; None takes 0.002 for adam and 1 for sgd.
+        learning_rate: at the start; None takes 0.002 for adam and 1 for sgd, and less in proportion where
+            the training has fewer than 500 steps.
         clip: bound on the gradient's norm.
         dropout: probability on the LSTMs' inputs and outputs; None takes up to 0.2, less as the density
             falls, and none without labels or where the data are hardly seen twice.
@@ -279,6 +280,7 @@ class GrowPrune:
             learning_rate=RATES[self.optimizer] if self.learning_rate is None else self.learning_rate,
             # Calls of a language model are windows of many steps; others may be a single step.
             unroll=UNROLL if state.task.interface.states and state.task.name != "lm" else 1,
+            cautious=self.learning_rate is None,
             clip=self.clip,
             # A teacher's outputs are worth learning exactly: nothing is dropped where they are all there is.
             dropout=self.dropout if state.labelled or self.dropout is not None else 0.0,
