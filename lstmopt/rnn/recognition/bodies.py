@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lstmopt.errors import LstmoptError
-from lstmopt.rnn.constants import Array
+from lstmopt.rnn.constants import Array, deciding_inputs
 from lstmopt.rnn.recognition.building import Builder, rnn_node
 from lstmopt.rnn.recognition.cells import Cell, find_cells
 from lstmopt.rnn.recognition.reading import Frame, Reader
@@ -206,13 +206,10 @@ def _layer(cell: Cell, body: Body) -> BodyLayer:
         assert operand is not None
         array = body.constants.of(operand)
         zero = array is not None and not np.any(array)
-        if not zero and body.first_step(body.calls[0])[body.states[number]].shape[-1] != new.features:
+        shape = body.first_step(body.calls[0])[body.states[number]].shape
+        if not zero and shape[-1] != new.features:
             raise Unfit("an initial state of another size")
-        if (
-            not zero
-            and int(np.prod(body.first_step(body.calls[0])[body.states[number]].shape))
-            != new.batch * new.features
-        ):
+        if not zero and int(np.prod(shape)) != new.batch * new.features:
             raise Unfit("initial states for another batch")
         initial.append(operand)
     for number, new in zip(numbers, frame.new, strict=True):
@@ -310,30 +307,14 @@ def _region(values: list[ir.Value], body: Body) -> Region:
 def _check_counts(region: Region, body: Body, *allowed: ir.Value) -> None:
     """Refuses counts that depend on more than shapes: equal to a length by accident is not enough."""
     for value in region.inputs:
-        if value not in allowed and value not in body.graph.inputs and not _of_shapes(value, body.constants):
+        if value not in allowed and value not in body.graph.inputs and deciding_inputs(value):
             raise Unfit("how often the loop runs depends on the inputs' values")
-
-
-def _of_shapes(value: ir.Value, constants: Constants) -> bool:
-    """Whether nothing but shapes and constants decides what a value is."""
-    seen, pending = {value}, [value]
-    while pending:
-        item = pending.pop()
-        node = item.producer()
-        if constants.of(item) is not None or (node is not None and node.op_type in ("Shape", "Size")):
-            continue
-        if node is None or any(attribute.type.name == "GRAPH" for attribute in node.attributes.values()):
-            return False
-        new = {other for other in node.inputs if other is not None} - seen
-        seen |= new
-        pending += new
-    return True
 
 
 def _run_counts(body: Body, counters: list[int], call: Arrays) -> list[dict[ir.Value, Array]]:
     """Returns the loop's counts in every step of a call: what the body is given beside its cell's states."""
     for outer in (*body.node.inputs[:2], *(body.operands[index] for index in counters)):
-        if outer is not None and not _of_shapes(outer, body.constants):
+        if outer is not None and deciding_inputs(outer):
             raise Unfit("how often the loop runs depends on the inputs' values")
     limit = body.node.inputs[0]
     most = MOST_STEPS + 1 if limit is None else int(body._outside(limit, call).reshape(-1)[0])

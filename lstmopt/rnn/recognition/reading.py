@@ -38,9 +38,7 @@ class Frame:
         h: the old hidden state; None where it is zero and was folded away.
         c: an LSTM's old cell state.
         product: of a GRU, see `Cell`.
-        hidden_size: units.
         new: the new states.
-        candidates: leaves that could be h, where that is not known.
     """
 
     cell: Cell
