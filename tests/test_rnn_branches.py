@@ -38,6 +38,7 @@ def switched(condition: str, inputs: dict[str, int] | None = None) -> ir.Model:
         "empty": lambda: g("Equal", g("Size", "x"), g.const(0, np.int64)),
         "rank": lambda: g("Equal", g("Size", shape), g.const(3, np.int64)),
         "features": lambda: g("Less", g("Gather", shape, g.const(2, np.int64)), g.const(5, np.int64)),
+        "zeros": lambda: g("Equal", g("Size", g("NonZero", "x")), g.const(0, np.int64)),
         "constant": lambda: g("Cast", g("Sub", one, one), to=TensorProto.BOOL),
         "single": lambda: g("Equal", g("Gather", shape, one), one),
         "long": lambda: g("Greater", g("Gather", shape, g.const(0, np.int64)), g.const(900, np.int64)),
@@ -82,7 +83,7 @@ def test_branches_that_every_call_takes_are_hoisted(condition: str) -> None:
         )
 
 
-@pytest.mark.parametrize("condition", ["single", "long", "input"])
+@pytest.mark.parametrize("condition", ["single", "long", "input", "zeros"])
 def test_branches_that_depend_on_the_call_stay(condition: str) -> None:
     model = switched(condition)
     found = recognise(model)

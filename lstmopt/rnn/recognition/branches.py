@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
 from lstmopt.errors import LstmoptError
-from lstmopt.rnn.constants import RANDOM_OPS, Array, constant_value, has_graph
+from lstmopt.rnn.constants import RANDOM_OPS, Array, constant_value, deciding_inputs, has_graph
 from lstmopt.rnn.inlining import inline_branch, rename_apart
 from lstmopt.rnn.layout import OPERATORS
 from lstmopt.rnn.reader import B, P, R, W
@@ -80,8 +80,8 @@ class TakenBranches(ir.passes.InPlacePass):
 def _taken(node: ir.Node, constants: Constants, opset: int) -> ir.Graph | None:
     condition = node.inputs[0]
     leaves = None if condition is None else _shape_nodes(condition, constants)
-    if condition is None or leaves is None:
-        return None
+    if condition is None or leaves is None or deciding_inputs(condition):
+        return None  # the last: of a shape that values decide, as that of NonZero, every size can come
     numbers: list[int] = []
     constant = constants.of(condition)
     if constant is not None:
