@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -16,7 +17,7 @@ from lstmopt.rnn.files import save_model
 from lstmopt.rnn.writer import rnn_model
 from lstmopt.runtimes import cuda, open_session, runtime
 from lstmopt.runtimes.cudnn import CuDnnSession
-from tests.recurrent import recurrent
+from tests.recurrent import feeds_of, in_onnxruntime, recurrent
 from tests.test_cli_errors import call, refused
 
 ENGINE = runtime("cudnn")
@@ -71,34 +72,145 @@ def test_it_computes_the_layer(
     session.bind(feeds)()
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", ["f32", "f16"])
 @pytest.mark.parametrize(
-    ("form", "fault"),
+    "form",
     [
-        ({"direction": "reverse"}, "forward or in both directions"),
-        ({"activations": ["Sigmoid", "Relu", "Tanh"]}, "with the usual activations"),
-        ({"peepholes": True}, "has peepholes"),
-        ({"clip": 0.2}, "a clip"),
-        ({"input_forget": 1}, "coupled gates"),
-        ({"lengths": True}, "has sequence lengths"),
-        ({"kind": "RNN"}, "is not one bare LSTM"),
+        {"direction": "reverse"},
+        {"activations": ["Sigmoid", "Relu", "Tanh"]},
+        {"peepholes": True},
+        {"clip": 0.2},
+        {"input_forget": 1},
+        {"kind": "RNN"},
+        {"kind": "GRU"},
+        {"kind": "GRU", "linear_before_reset": 1},
+        {"direction": "bidirectional", "states": True},
     ],
     ids=str,
 )
-def test_what_cudnn_has_not_is_refused(form: dict[str, Any], fault: str, tmp_path: Path) -> None:
-    save_model(ir.from_proto(recurrent(**form)), tmp_path / "m.onnx")
-    with pytest.raises(LstmoptError, match=fault) as caught:
-        ENGINE.build(tmp_path / "m.onnx", "f32", tmp_path / "b")
-    assert "\n" not in str(caught.value)
+def test_what_cudnn_has_not_is_computed_all_the_same(
+    form: dict[str, Any], precision: str, device: str, tmp_path: Path
+) -> None:
+    model = recurrent(**form)
+    save_model(ir.from_proto(model), tmp_path / "m.onnx")
+    session = CuDnnSession(ENGINE.build(tmp_path / "m.onnx", precision, tmp_path / "b"), device)
+    feeds = feeds_of(model)
+    got, expected = session.run(feeds), in_onnxruntime(model, feeds)
+    assert set(got) == set(expected)
+    for name, array in got.items():
+        assert array.dtype == np.float32
+        limit = {"f32": 1e-5, "f16": 5e-3}[precision]
+        assert np.abs(array - expected[name]).max() < limit * np.ptp(expected[name])
+    session.bind(feeds)()
 
 
-def test_whole_models_and_other_precisions_are_refused(tmp_path: Path) -> None:
+def stacked(hidden: tuple[int, ...], read: str = "") -> onnx.ModelProto:
+    """LSTMs in a row with states, as torch exports them; `read`: a value between them that is an output."""
+    rng = np.random.default_rng(5)
+    nodes, inputs, outputs, constants = [], [], [], {"axis": np.array([1])}
+    before, width = "x", 24
+    for k, size in enumerate(hidden):
+        shapes = {f"w{k}": (1, 4 * size, width), f"r{k}": (1, 4 * size, size), f"b{k}": (1, 8 * size)}
+        for name, shape in shapes.items():
+            constants[name] = (rng.standard_normal(shape) / np.sqrt(size)).astype(np.float32)
+        given, results = [f"h{k}", f"c{k}"], [f"h{k}_out", f"c{k}_out"]
+        nodes.append(
+            onnx.helper.make_node(
+                "LSTM", [before, *shapes, "", *given], [f"y{k}", *results], hidden_size=size, name=f"lstm{k}"
+            )
+        )
+        nodes.append(onnx.helper.make_node("Squeeze", [f"y{k}", "axis"], [f"z{k}"]))
+        inputs += [(name, [1, "batch", size]) for name in given]
+        outputs += [(name, [1, "batch", size]) for name in results]
+        before, width = f"z{k}", size
+    outputs.append((before, ["steps", "batch", width]))
+    if read:
+        outputs.append((read, {"z": ["steps", "batch", 40], "y": ["steps", 1, "batch", 40]}[read[0]]))
+
+    def info(name: str, shape: Any) -> onnx.ValueInfoProto:
+        return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+    graph = onnx.helper.make_graph(
+        nodes, "stack", [info("x", ["steps", "batch", 24]), *(info(*item) for item in inputs)],
+        [info(*item) for item in outputs],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )  # fmt: skip
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize(
+    ("hidden", "read", "forms"),
+    [
+        ((40,), "", ("apart", "padded")),
+        ((128, 128), "", ("apart", "stacked", "padded")),
+        ((40, 40, 40), "", ("apart", "stacked", "padded")),
+        ((40, 32), "", ("apart", "padded")),
+        ((40, 40), "z0", ("apart", "padded")),
+        ((40, 40), "y0", ("apart", "padded")),
+    ],
+    ids=str,
+)
+def test_every_form_computes_the_same(
+    hidden: tuple[int, ...], read: str, forms: tuple[str, ...], batch: int, device: str, tmp_path: Path
+) -> None:
+    model = stacked(hidden, read)
+    save_model(ir.from_proto(model), tmp_path / "m.onnx")
+    made = ENGINE.build(tmp_path / "m.onnx", "f32", tmp_path / "b")
+    rng = np.random.default_rng(6)
+    shapes = {"x": (7, batch, 24)} | {
+        f"{kind}{k}": (1, batch, size) for k, size in enumerate(hidden) for kind in "hc"
+    }
+    calls = [
+        {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        for _ in range(2)
+    ]
+    session = CuDnnSession(made, device)
+    assert session.module.forms == forms
+    for form in forms:
+        only = CuDnnSession(made, device)
+        only.module.forms, only.module.form = (form,), form
+        for feeds in calls:  # the second finds the buffers of the first
+            expected = in_onnxruntime(model, feeds)
+            got = only.run(feeds)
+            assert list(got) == [value.name for value in model.graph.output]
+            for name, array in got.items():
+                assert array.shape == expected[name].shape
+                assert np.abs(array - expected[name]).max() < 1e-5 * np.ptp(expected[name]), (form, name)
+    session.bind(calls[0])()
+    assert session.module.form in forms
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("precision", "limit"), [("f32", 1e-5), ("f16", 5e-3)])
+def test_the_reference_model_runs_whole(device: str, precision: str, limit: float, tmp_path: Path) -> None:
     from lstmopt.reference.char_lm import model_path
 
-    with pytest.raises(LstmoptError, match="is not one bare LSTM"):
-        ENGINE.build(model_path(), "f32", tmp_path / "b")
-    save_model(rnn_model(random_layer(LSTM, 8, 4, 1, 0)), tmp_path / "m.onnx")
+    model = onnx.load(model_path())
+    session = CuDnnSession(ENGINE.build(model_path(), precision, tmp_path / "b"), device)
+    rng = np.random.default_rng(7)
+    feeds: dict[str, Any] = {"tokens": rng.integers(0, 97, (35, 1))}
+    for name in ("h_0", "c_0", "h_1", "c_1"):
+        feeds[name] = (0.5 * rng.standard_normal((1, 1, 392))).astype(np.float32)
+    got, expected = session.run(feeds), in_onnxruntime(model, feeds)
+    for name, array in got.items():
+        assert np.abs(array - expected[name]).max() < limit * np.ptp(expected[name])
+    assert session.module.forms == ("apart", "stacked", "padded")
+    session.bind(feeds)()
+    assert device == "cpu" or session.graphed
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    weights = random_layer(LSTM, 8, 4, 1, 0)
+    save_model(rnn_model(weights), tmp_path / "m.onnx")
     with pytest.raises(LstmoptError, match="precision int8: cuDNN does not run it"):
         ENGINE.build(tmp_path / "m.onnx", "int8", tmp_path / "b")
+    weights.w[0, 0, 0, 0] = 1e5
+    save_model(rnn_model(weights), tmp_path / "m.onnx")
+    with pytest.raises(LstmoptError, match="is beyond f16; use f32"):
+        ENGINE.build(tmp_path / "m.onnx", "f16", tmp_path / "b")
 
 
 @pytest.mark.skipif(cuda.gpu() is not None, reason="there is a GPU")

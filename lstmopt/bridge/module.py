@@ -55,6 +55,7 @@ class OnnxModule(nn.Module):
         notes: what was done differently than the graph says.
         cuts: values that recurrent layers hand to nodes which ONNX Runtime runs (see `frozen`).
         compute_dtype: the type in which a graph without weights is computed.
+        program: the nodes as they run.
         masks: see `set_masks`.
         rounded: what is computed with in the place of a weight, by the weight's name. The weight gets
             the gradient (the straight-through estimator: Bengio, Leonard and Courville, arXiv 1308.3432).
@@ -91,7 +92,7 @@ class OnnxModule(nn.Module):
         constants = frozenset((*trained, *held))
         opset = int(model.opset_imports.get("", 17))
         freeze = Freezer(model, frozenset(trained))
-        self._program = compile_graph(graph, slots, self._run, opset, constants, freeze)
+        self.program = compile_graph(graph, slots, self._run, opset, constants, freeze)
         found = reach(model, frozenset(trained))
         self._named = {name: slots.of(value) for value, name in names.items() if value.producer() is not None}
         self.cuts = tuple(names[value] for value in found.cuts)
@@ -110,6 +111,11 @@ class OnnxModule(nn.Module):
         self.compute_dtype = torch.float32
         self.masks: dict[str, Tensor] = {}
         self.rounded: dict[str, Tensor] = {}
+
+    @property
+    def held(self) -> dict[int, Tensor]:
+        """Weights and other constants by the slots in which programs read them."""
+        return {slot: getattr(self, key) for slot, key in self._constants}
 
     @property
     def dropout(self) -> float:
@@ -146,7 +152,7 @@ class OnnxModule(nn.Module):
         run.training = self.training
         run.captured = {}
         run.dtype = next((p.dtype for p in self.parameters()), self.compute_dtype)
-        env: Env = {slot: getattr(self, key) for slot, key in self._constants}
+        env: Env = self.held
         for name, rounded in self.rounded.items():
             slot = self._slots[name]
             env[slot] = _StraightThrough.apply(env[slot], rounded)  # type: ignore[no-untyped-call]
@@ -154,7 +160,7 @@ class OnnxModule(nn.Module):
             if name not in feeds:
                 raise LstmoptError(f"input {name}", "is missing", "feed every input of the model")
             env[slot] = feeds[name].to(run.dtype) if is_float else feeds[name]
-        return dict(zip(self.output_names, self._program.execute(env), strict=True))
+        return dict(zip(self.output_names, self.program.execute(env), strict=True))
 
     def capture(self, names: Iterable[str]) -> None:
         """Sets the values whose activations each run keeps.

@@ -1,0 +1,283 @@
+"""A graph as torch runs it fastest on a GPU: recurrent layers in torch's modules, weights laid out once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from lstmopt.bridge.module import OnnxModule
+from lstmopt.bridge.node import Node
+from lstmopt.bridge.program import Program
+from lstmopt.errors import LstmoptError
+from lstmopt.rnn.cells import CELLS, CellSpec
+
+FORMS = ("apart", "stacked", "padded")
+"""How layers in a row are run.
+
+apart: each by itself. stacked: as one module of several layers, which cuDNN overlaps. padded: each by itself,
+with zeros to multiples of 8 rows and 128 inputs, for which torch takes cuDNN's persistent kernels in f16.
+"""
+
+ROWS, WIDTH = 8, 128
+MODULES = {"LSTM": nn.LSTM, "GRU": nn.GRU}
+X, W, R, B, LENGTHS, H, P = 0, 1, 2, 3, 4, 5, 7
+"""Positions of ONNX's operands."""
+
+Parts = tuple[Tensor, Tensor, Tensor | None]
+"""W ``[directions, gates * hidden, input]``, R and B of a layer, gates in ONNX's order."""
+
+
+class DeployedModule:
+    """Runs a graph on a device; layers that torch's modules do not compute stay as the bridge has them.
+
+    Args:
+        model: the graph.
+        precision: "f32" or "f16", in which everything is computed.
+        device: "cuda", or "cpu" for its numerics.
+
+    Attributes:
+        forms: those of `FORMS` that differ for this graph.
+        form: the one in which it runs.
+
+    Raises:
+        LstmoptError: the graph holds what the bridge does not compute.
+    """
+
+    def __init__(self, model: ir.Model, precision: str, device: str) -> None:
+        module = OnnxModule(model)
+        if module.cuts or any(not weight.requires_grad for weight in module.weights.values()):
+            raise LstmoptError(
+                "cudnn", "the model has operators that torch is not given", "use another runtime"
+            )
+        dtype = torch.float16 if precision == "f16" else torch.float32
+        module.compute_dtype = dtype
+        module.eval().requires_grad_(False)
+        held = module.held
+        for name, weight in module.weights.items():
+            if weight.numel() and float(weight.abs().max()) > torch.finfo(dtype).max:
+                raise LstmoptError(f"weight {name}", "is beyond f16", "use f32")
+        runs = _runs(module.program, held)
+        self._programs = {}
+        for form in FORMS:
+            made = [_Run(run, held, form).to(device, dtype) for run in runs]
+            if form == "stacked" and all(len(each.layers) == len(each.run.nodes) for each in made):
+                continue  # no layers that could be stacked
+            self._programs[form] = _replaced(module.program, made)
+        self.forms = tuple(self._programs) if runs else FORMS[:1]
+        self.form = self.forms[0]
+        # Sizes and axes stay where Python reads them: what waits for the device cannot be captured.
+        for key, parameter in dict(module.named_parameters()).items():
+            setattr(module, key, nn.Parameter(parameter.to(device, dtype), requires_grad=False))
+        for key, buffer in dict(module.named_buffers()).items():
+            if buffer.is_floating_point():
+                setattr(module, key, buffer.to(device, dtype))
+        self._module = module
+        self.output_names = module.output_names
+
+    def __call__(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the outputs by name, on the device.
+
+        Args:
+            feeds: tensors on the device by the inputs' names.
+        """
+        self._module.program = self._programs[self.form]
+        return self._module(feeds)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """Plain layers in a row, each of which only the next one reads.
+
+    Attributes:
+        nodes: their nodes.
+        steps: positions in the program of the nodes, and of what lies between.
+        cell: of all of them.
+    """
+
+    nodes: tuple[Node, ...]
+    steps: tuple[int, ...]
+    cell: CellSpec
+
+    def states(self, node: Node) -> tuple[int | None, ...]:
+        """Returns the slots of a node's initial states."""
+        given = (*node.inputs, *(None for _ in range(P)))
+        return given[H : H + len(self.cell.states)]
+
+    @property
+    def merged(self) -> Node:
+        """One node in the place of all: X and each layer's states; Y of the last and each layer's states."""
+        first, last = self.nodes[0], self.nodes[-1]
+        count = len(self.cell.states)
+        outputs = [(*node.outputs, None, None)[1 : 1 + count] for node in self.nodes]
+        return replace(
+            first,
+            attributes={},
+            inputs=(first.inputs[X], *(slot for node in self.nodes for slot in self.states(node))),
+            outputs=(last.outputs[0], *(slot for slots in outputs for slot in slots)),
+        )
+
+
+def _plain(node: Node, held: Mapping[int, Tensor]) -> CellSpec | None:
+    """Returns the cell of a node that torch's module computes, or None."""
+    cell = next((cell for cell in CELLS if cell.kind == node.op), None)
+    if cell is None or node.get("direction", "forward") == "reverse" or node.get("layout", 0):
+        return None
+    given = (*node.inputs, *(None for _ in range(P + 1)))
+    usual = cell.activations * (2 if node.get("direction", "forward") == "bidirectional" else 1)
+    named = tuple(name.lower() for name in node.get("activations") or usual)
+    special = (
+        node.get("clip") is not None
+        or node.get("input_forget", 0)
+        or (cell.reset and not node.get("linear_before_reset", 0))
+        or given[LENGTHS] is not None
+        or given[P] is not None
+        or named != tuple(name.lower() for name in usual)
+    )
+    weights = all(slot in held for slot in (given[W], given[R])) and (given[B] is None or given[B] in held)
+    return cell if weights and not special else None
+
+
+def _runs(program: Program, held: Mapping[int, Tensor]) -> list[_Layers]:
+    """Returns the plain layers of a program, in rows as long as they are."""
+    steps = [node for node, _, _ in program.steps]
+    found: list[_Layers] = []
+    for index, node in enumerate(steps):
+        cell = _plain(node, held)
+        if cell is None:
+            continue
+        before = found[-1] if found else None
+        if before is not None and before.cell is cell and _follows(before, index, steps, program, held):
+            between = before.steps[-1] + 1
+            while node.inputs[X] not in steps[between].outputs:
+                between += 1
+            found[-1] = _Layers((*before.nodes, node), (*before.steps, between, index), cell)
+        else:
+            found.append(_Layers((node,), (index,), cell))
+    return found
+
+
+def _follows(
+    before: _Layers, index: int, steps: Sequence[Node], program: Program, held: Mapping[int, Tensor]
+) -> bool:
+    """Whether a layer reads the Y of one before, without its axis of one direction, and nobody else does."""
+    last, node = before.nodes[-1], steps[index]
+    between = range(before.steps[-1] + 1, index)
+    mover = next((k for k in between if node.inputs[X] in steps[k].outputs), None)
+    if mover is None or steps[mover].op != "Squeeze" or steps[mover].inputs[0] != last.outputs[0]:
+        return False
+    axes = steps[mover].get("axes")
+    if axes is None and len(steps[mover].inputs) > 1 and steps[mover].inputs[1] in held:
+        axes = held[steps[mover].inputs[1]].tolist()  # type: ignore[index]
+    if list(axes or ()) != [1]:
+        return False
+    own = {slot for step in before.nodes for slot in step.outputs if slot is not None}
+    passed = {last.outputs[0], node.inputs[X]}
+    # All run where the last one does: nothing may read their results before, or free what they read.
+    read = {slot for layer in before.nodes for slot in layer.inputs}
+    elsewhere = [step for k, step in enumerate(steps) if k not in (*before.steps, mover, index)]
+    early = [steps[k] for k in between if k != mover]
+    return (
+        not passed & set(program.outputs)
+        and not any(passed & set(step.inputs) for step in elsewhere)
+        and not any(own & set(step.inputs) or read & set(step.release) for step in early)
+    )
+
+
+def _replaced(program: Program, runs: Sequence[_Run]) -> Program:
+    """Returns a program with one step in the place of each run."""
+    gone = {index: run for run in runs for index in run.run.steps}
+    made = Program(program.inputs, program.outputs)
+    for index, step in enumerate(program.steps):
+        if index not in gone:
+            made.steps.append(step)
+        elif index == gone[index].run.steps[-1]:
+            run = gone[index].run
+            release = tuple(slot for k in run.steps for slot in program.steps[k][0].release)
+            made.steps.append((replace(run.merged, release=release), gone[index].step, {}))
+    return made
+
+
+class _Run(nn.Module):
+    """Layers in a row in one form."""
+
+    def __init__(self, run: _Layers, held: Mapping[int, Tensor], form: str) -> None:
+        super().__init__()
+        self.run, self._padded = run, form == "padded"
+        parts: list[Parts] = []
+        for node in run.nodes:
+            w, r, b = (held[slot] if slot is not None else None for slot in (*node.inputs, None)[W : B + 1])
+            assert w is not None and r is not None
+            parts.append((w, r, b))
+        sizes = {r.shape[-1] for _, r, _ in parts}
+        rows = [parts] if form == "stacked" and len(sizes) == 1 else [[part] for part in parts]
+        self.layers = nn.ModuleList(_module(run.cell, row, self._padded) for row in rows)
+        self._buffers_by_shape: dict[tuple[int, ...], Tensor] = {}
+
+    def step(self, _: Node, x: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
+        """The operator: see `_Layers.merged`."""
+        batch, count = x.shape[1], len(self.run.cell.states)
+        layers = len(self.run.nodes)
+        rows = -(-batch // ROWS) * ROWS if self._padded else batch
+        states = [list(given[count * k : count * (k + 1)]) for k in range(layers)]
+        lasts: list[Tensor] = []
+        y, place = x, 0
+        for module in self.layers:
+            assert isinstance(module, nn.RNNBase)
+            depth, directions = module.num_layers, 2 if module.bidirectional else 1
+            y = self._widened((place,), y, (y.shape[0], rows, module.input_size))
+            shape = (directions, rows, module.hidden_size)
+            hx = []
+            for kind in range(count):
+                each = [
+                    self._state((place + k, kind), states[place + k][kind], y, shape) for k in range(depth)
+                ]
+                hx.append(each[0] if depth == 1 else torch.cat(each))
+            y, last = module(y, tuple(hx) if count > 1 else hx[0])
+            last = last if count > 1 else (last,)
+            for k in range(depth):
+                lasts += [state[k * directions : (k + 1) * directions, :batch] for state in last]
+            place += depth
+        return (y[:, :batch].view(len(y), batch, directions, -1).transpose(1, 2), *lasts)
+
+    def _state(self, key: tuple[int, ...], state: Tensor | None, x: Tensor, shape: Sequence[int]) -> Tensor:
+        if state is None or (state.device != x.device and not bool(state.any())):
+            return x.new_zeros(tuple(shape))
+        return self._widened(key, state.to(x.dtype), tuple(shape))
+
+    def _widened(self, key: tuple[int, ...], value: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Returns a tensor with zeros behind its rows and columns, in a buffer of its own."""
+        if tuple(value.shape) == shape:
+            return value.contiguous()
+        buffer = self._buffers_by_shape.get((*key, *shape))
+        if buffer is None:
+            buffer = self._buffers_by_shape.setdefault((*key, *shape), value.new_zeros(shape))
+        buffer[:, : value.shape[1], : value.shape[2]].copy_(value)
+        return buffer
+
+
+def _module(cell: CellSpec, parts: Sequence[Parts], padded: bool) -> Any:
+    """Returns torch's module of layers in a row."""
+    w, r, _ = parts[0]
+    width = -(-w.shape[-1] // WIDTH) * WIDTH if padded else w.shape[-1]
+    directions, hidden = r.shape[0], r.shape[-1]
+    module = MODULES[cell.kind](width, hidden, len(parts), bidirectional=directions == 2)
+    order = list(cell.to_torch)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+        for layer, (w, r, b) in enumerate(parts):
+            kinds = {"weight_ih": w, "weight_hh": r}
+            if b is not None:
+                kinds |= {"bias_ih": b[:, : b.shape[1] // 2], "bias_hh": b[:, b.shape[1] // 2 :]}
+            for kind, tensor in kinds.items():
+                for direction, suffix in zip(range(directions), ("", "_reverse"), strict=False):
+                    gates = tensor[direction].chunk(len(order))
+                    values = torch.cat([gates[gate] for gate in order])
+                    parameter = getattr(module, f"{kind}_l{layer}{suffix}")
+                    parameter[..., : values.shape[-1]].copy_(values)
+    return module.eval().requires_grad_(False)
