@@ -54,7 +54,7 @@ class RealModel:
     shapes: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     task: str = ""
-    budget: str = "3m"
+    budget: str = "2m"
     most: str = "10%"
     fix: tuple[str, ...] = ()
 
