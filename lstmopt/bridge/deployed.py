@@ -216,48 +216,60 @@ class _Run(nn.Module):
         sizes = {r.shape[-1] for _, r, _ in parts}
         rows = [parts] if form == "stacked" and len(sizes) == 1 else [[part] for part in parts]
         self.layers = nn.ModuleList(_module(run.cell, row, self._padded) for row in rows)
-        self._buffers_by_shape: dict[tuple[int, ...], Tensor] = {}
+        self._sizes = [r.shape[::2] for _, r, _ in parts for _ in run.cell.states]
+        self._buffers_by_shape: dict[tuple[int | str, ...], Tensor] = {}
 
     def step(self, _: Node, x: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
         """The operator: see `_Layers.merged`."""
         batch, count = x.shape[1], len(self.run.cell.states)
-        layers = len(self.run.nodes)
-        rows = -(-batch // ROWS) * ROWS if self._padded else batch
-        states = [list(given[count * k : count * (k + 1)]) for k in range(layers)]
+        states = self._states(x, given)
         lasts: list[Tensor] = []
-        y, place = x, 0
-        for module in self.layers:
+        y = x
+        for place, module in enumerate(self.layers):
             assert isinstance(module, nn.RNNBase)
             depth, directions = module.num_layers, 2 if module.bidirectional else 1
-            y = self._widened((place,), y, (y.shape[0], rows, module.input_size))
-            shape = (directions, rows, module.hidden_size)
-            hx = []
-            for kind in range(count):
-                each = [
-                    self._state((place + k, kind), states[place + k][kind], y, shape) for k in range(depth)
-                ]
-                hx.append(each[0] if depth == 1 else torch.cat(each))
-            y, last = module(y, tuple(hx) if count > 1 else hx[0])
+            own, states = states[: depth * count], states[depth * count :]
+            hx = tuple(own[k] if depth == 1 else torch.cat(own[k::count]) for k in range(count))
+            y = self._widened(y, place, own[0].shape[1], module.input_size)
+            y, last = module(y, hx if count > 1 else hx[0])
             last = last if count > 1 else (last,)
             for k in range(depth):
                 lasts += [state[k * directions : (k + 1) * directions, :batch] for state in last]
-            place += depth
         return (y[:, :batch].view(len(y), batch, directions, -1).transpose(1, 2), *lasts)
 
-    def _state(self, key: tuple[int, ...], state: Tensor | None, x: Tensor, shape: Sequence[int]) -> Tensor:
-        if state is None or (state.device != x.device and not bool(state.any())):
-            return x.new_zeros(tuple(shape))
-        return self._widened(key, state.to(x.dtype), tuple(shape))
+    def _states(self, x: Tensor, given: Sequence[Tensor | None]) -> list[Tensor]:
+        """Returns each layer's initial states, ``[directions, rows, hidden]``: zeros behind those given."""
+        batch = x.shape[1]
+        rows = -(-batch // ROWS) * ROWS if self._padded else batch
+        found: list[Tensor] = []
+        copies: list[tuple[Tensor, Tensor]] = []
+        for place, (state, (directions, hidden)) in enumerate(zip(given, self._sizes, strict=True)):
+            # What a graph makes of zeros is made where Python is.
+            if state is None or (state.device != x.device and not bool(state.any())):
+                found.append(self._buffer(x, place, directions, rows, hidden))
+            elif rows == batch:
+                found.append(state.to(x.dtype).contiguous())
+            else:
+                found.append(self._buffer(x, place, directions, rows, hidden))
+                copies.append((found[-1][:, :batch], state))
+        if copies:  # all in one kernel
+            torch._foreach_copy_([to for to, _ in copies], [value for _, value in copies])
+        return found
 
-    def _widened(self, key: tuple[int, ...], value: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Returns a tensor with zeros behind its rows and columns, in a buffer of its own."""
-        if tuple(value.shape) == shape:
-            return value.contiguous()
-        buffer = self._buffers_by_shape.get((*key, *shape))
-        if buffer is None:
-            buffer = self._buffers_by_shape.setdefault((*key, *shape), value.new_zeros(shape))
-        buffer[:, : value.shape[1], : value.shape[2]].copy_(value)
-        return buffer
+    def _widened(self, x: Tensor, place: int, rows: int, width: int) -> Tensor:
+        """Returns a tensor with zeros behind its rows and columns."""
+        if x.shape[1:] == (rows, width):
+            return x.contiguous()
+        wide = self._buffer(x, f"x{place}", len(x), rows, width)
+        wide[:, : x.shape[1], : x.shape[2]] = x
+        return wide
+
+    def _buffer(self, x: Tensor, *key: int | str) -> Tensor:
+        """Returns zeros that are kept from call to call, so that what is behind is written once."""
+        shape = [size for size in key[1:] if isinstance(size, int)]
+        if key not in self._buffers_by_shape:
+            self._buffers_by_shape[key] = x.new_zeros(shape)
+        return self._buffers_by_shape[key]
 
 
 def _module(cell: CellSpec, parts: Sequence[Parts], padded: bool) -> Any:
