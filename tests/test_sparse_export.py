@@ -20,8 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 import lstmopt
 from lstmopt.errors import LstmoptError
 from lstmopt.passes import Export, Simplify, Trained, Verify
+from lstmopt.passes import formats as formats_module
 from lstmopt.passes.convert import export_model
-from lstmopt.passes.formats import DENSE, Measured, measured_formats, smallest_formats
+from lstmopt.passes.formats import DENSE, Measured, build_sparse, measured_formats, smallest_formats
 from lstmopt.passes.sparse_ops import RoundWeights, SparseOps, sparse_places
 from lstmopt.passes.trained import pattern_of
 from lstmopt.report.schema import Manifest, Report
@@ -351,3 +352,35 @@ def test_a_trained_model_of_another_interface_is_refused(folder: Path, tmp_path:
     missing = ("--trained", tmp_path / "none.onnx", "--data", folder / "data.npz", "-o", tmp_path / "out")
     refused(call("optimize", folder / "model.onnx", *missing), "none.onnx", "no such file")
     assert not (tmp_path / "out" / "report.json").exists()
+
+
+@pytest.mark.parametrize(("name", "worth", "tasks"), [
+    ("onnxruntime", 0.0, 2), ("onnxruntime", np.inf, 1), ("openvino", 0.0, 1),
+])  # fmt: skip
+def test_threads_share_a_layer_where_it_measures_faster(
+    name: str, worth: float, tasks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats_module, "SHARED", worth)
+    model = rnn_model(sparse_layer(64, 0.1))
+    feeds = feeds_for(model, 5, 1, 0)
+    formats = {place.name: "i8" for place in sparse_places(model)}
+    with pytest.MonkeyPatch.context() as kept:
+        written: list[int] = []
+        kept.setattr(formats_module, "SparseOps", recording(written))
+        made = build_sparse(model, name, formats, "sparse-i8", 2, tmp_path / "made", [feeds])
+    assert written[-1] == tasks and sorted(set(written)) == ([1, 2] if name == "onnxruntime" else [1])
+    outputs = open_session(made, 2).run(feeds)
+    expected = Reference(rewrite(model, RoundWeights(formats))).run(feeds)
+    assert all(error(outputs[key], want) <= 3 * FORMATS["i8"].error for key, want in expected.items())
+    assert [path.name for path in made.file.parent.iterdir() if path.is_dir()] == []
+
+
+def recording(written: list[int]) -> type[SparseOps]:
+    """Returns `SparseOps` that notes how many tasks it divides a step into."""
+
+    class Recorded(SparseOps):
+        def __init__(self, formats: dict[str, str], threads: int = 1) -> None:
+            written.append(threads)
+            super().__init__(formats, threads)
+
+    return Recorded
