@@ -97,10 +97,10 @@ def cold(
         rounds: blocks of each, `COLD_ROUNDS` at most.
 
     Returns:
-        None for a model that carries no states, for a target that is another machine, and where the
-        measurement is not to be trusted.
+        None for a model that carries no states, for a target that is another machine or a GPU, whose caches
+        are not those that are emptied, and where the measurement is not to be trusted.
     """
-    if is_elsewhere(state.target) or not state_pairs(state.original):
+    if is_elsewhere(state.target) or state.target.device == "cuda" or not state_pairs(state.original):
         return None
     best = best_peer(peers_of(candidates))
     comparison = timed(

@@ -111,7 +111,7 @@ class CuDnnSession:
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Returns all outputs by name."""
         check_feeds(self.inputs, feeds)
-        tensors = self._placed(feeds)
+        tensors = self.placed(feeds)
         self.module.form = self._fastest(tensors)
         results = self._call(tensors)
         return {
@@ -140,13 +140,15 @@ class CuDnnSession:
             graph: whether to replay a CUDA graph; `graphed` says whether it could be captured.
         """
         check_feeds(self.inputs, feeds)
-        tensors = self._placed(feeds)
-        call = self._launch(tensors, self._fastest(tensors))
+        tensors = self.placed(feeds)
+        call = self.launch(tensors, self._fastest(tensors))
         replay = cuda.captured(self._torch, call) if graph and self._device == "cuda" else None
         self.graphed = replay is not None
         return replay or call
 
-    def _launch(self, tensors: dict[str, Any], form: str) -> Callable[[], None]:
+    def launch(self, tensors: dict[str, Any], form: str) -> Callable[[], None]:
+        """Returns what launches one inference on tensors of the device in a form."""
+
         def call() -> None:
             self.module.form = form
             self._call(tensors)
@@ -161,13 +163,14 @@ class CuDnnSession:
         if shapes not in self._forms:
             taken = {}
             for form in self.module.forms:
-                call = self._launch(tensors, form)
+                call = self.launch(tensors, form)
                 launch = cuda.captured(self._torch, call) or call
                 taken[form] = float(np.median(cuda.event_times(self._torch, launch, TRIES)))
             self._forms[shapes] = min(taken, key=lambda form: taken[form])
         return self._forms[shapes]
 
-    def _placed(self, feeds: Feeds) -> dict[str, Any]:
+    def placed(self, feeds: Feeds) -> dict[str, Any]:
+        """Returns inputs on the device."""
         return {
             name: self._torch.from_numpy(np.array(array)).to(self._device) for name, array in feeds.items()
         }
