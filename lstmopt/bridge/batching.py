@@ -48,7 +48,7 @@ def free_batch(interface: Interface, model: ir.Model, module: OnnxModule) -> Int
         for pair in interface.states
     ]
     streams = [[example_inputs(model, 10 * s + c) for c in range(CALLS)] for s in range(STREAMS)]
-    apart = [list(_stream(runner, interface, calls, None)) for calls in streams]
+    apart: list[list[Mapping[str, Array]]] = []
     for axes in islice(product(*choices), TRIALS):
         placed = {pair.input: axis for pair, axis in zip(interface.states, axes, strict=True)}
         together = [
@@ -64,6 +64,8 @@ def free_batch(interface: Interface, model: ir.Model, module: OnnxModule) -> Int
             found = list(_stream(runner, freed, together, STREAMS * interface.batch))
         except (LstmoptError, RuntimeError, IndexError, ValueError):
             continue
+        # Most models that fix a batch have failed by now.
+        apart = apart or [list(_stream(runner, interface, calls, None)) for calls in streams]
         if all(_same(found[call], [stream[call] for stream in apart], freed) for call in range(CALLS)):
             return freed
     return interface
