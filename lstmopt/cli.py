@@ -248,7 +248,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdo
     type=click.FloatRange(min=1),
     default=4.0,
     show_default=True,
-    help="Times fewer non-zero LSTM weights to aim for.",
+    help="Times fewer non-zero LSTM or GRU weights to aim for.",
 )
 @click.option(
     "--scale",

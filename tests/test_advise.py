@@ -27,7 +27,7 @@ from lstmopt.targets import RuntimeTarget, Shape, Target
 from tests.real_models import ddddocr, silero_vad
 from tests.test_cli_errors import call, classifier, examples
 
-SPARSE = {f"{factor}x fewer LSTM weights" for factor in (4, 8, 16)}
+SPARSE = {f"{factor}x fewer LSTM or GRU weights" for factor in (4, 8, 16)}
 
 TARGET = """
 name = "mine"

@@ -201,7 +201,7 @@ def _sparse_variants(
         )
         return
     for density in DENSITIES:
-        title = f"{1 / density:.0f}x fewer LSTM weights"
+        title = f"{1 / density:.0f}x fewer LSTM or GRU weights"
         try:
             cut = masked(original, target.patterns[0], density)
             found = build(title, cut, sparse, folder, smallest_formats)

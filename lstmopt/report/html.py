@@ -105,7 +105,7 @@ def tiles(report: Report) -> list[Row]:
         },
         {
             "value": figures.ratio(ratios.nonzero_parameters),
-            "name": "fewer non-zero LSTM weights",
+            "name": "fewer non-zero LSTM or GRU weights",
             "detail": f"{figures.count(report.original.nonzero_parameters)} → "
             f"{figures.count(report.optimized.nonzero_parameters)}",
             "state": "",
@@ -159,8 +159,8 @@ def result_rows(report: Report) -> Row:
         ("Latency, p90", [_latency(report, item.p90) for item in latencies]),
         ("Latency, p99", [_latency(report, item.p99) for item in latencies]),
         *_cold_row(report, count),
-        ("LSTM parameters", sizes("parameters")),
-        ("LSTM parameters, non-zero", sizes("nonzero_parameters")),
+        ("LSTM, GRU parameters", sizes("parameters")),
+        ("LSTM, GRU parameters, non-zero", sizes("nonzero_parameters")),
     ]
     if original.model_parameters is not None:
         rows.append(("All parameters", sizes("model_parameters")))
