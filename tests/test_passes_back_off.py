@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from lstmopt.errors import LstmoptError
-from lstmopt.passes import BackOff, Export, GrowPrune, Peers, Verify
+from lstmopt.passes import BackOff, Export, GrowPrune, Peers, Resize, Verify
 from lstmopt.passes.candidates import Candidate, scaled, shippable
 from lstmopt.pipeline import State
 from lstmopt.rnn.reader import find_rnns
@@ -84,6 +84,22 @@ def test_where_nothing_holds_the_original_ships(measured: State, tmp_path: Path)
     assert {"original", "resized-0.02", "pruned-0.02"} == set(shown)
     assert not shown["pruned-0.02"].within_contract and shown["original"].shipped
     assert sizes(state.model) == [WIDE, WIDE]
+
+
+def test_layers_that_cannot_be_resized_are_pruned(
+    measured: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(stage: Resize, state: State) -> State:
+        raise LstmoptError("resize", "units are cut at computed places", "leave their sizes as they are")
+
+    monkeypatch.setattr(Resize, "run", refuse)
+    state = at(measured, tmp_path / "out")
+    after = BackOff(scales=(0.5, 1.0), relaxed=(1.0,), tune=0.0, train=RECIPE).run(state)
+    assert list(after.trained) == ["pruned-0.5"] and sizes(after.model) == [WIDE, WIDE]
+    assert density(after.model) == pytest.approx(0.25, rel=0.05)
+    assert after.notes.count("layers keep their sizes: units are cut at computed places") == 1
+    with pytest.raises(LstmoptError, match="computed places"):
+        BackOff(scales=(0.5,), tune=0.0, train=RECIPE, together=(("a", "b"),)).run(state)
 
 
 @pytest.mark.deep

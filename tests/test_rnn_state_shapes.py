@@ -48,7 +48,8 @@ def packed(
 
     Args:
         layout: "rows" ``[2 layers, batch, hidden]``, "nested" ``[2, layers, batch, hidden]``, "flat"
-            ``[batch, 2 * layers * hidden + 5]`` with 5 numbers that are no states of units.
+            ``[batch, 2 * layers * hidden + 5]`` with 5 numbers that are no states of units, "cropped"
+            ``[batch, layers, hidden, 2]`` as Keras' models have it, cut on all axes at once.
         opset: of the file.
         hidden: hidden units.
     """
@@ -64,7 +65,13 @@ def packed(
         nodes.append(helper.make_node(kind, inputs, list(outputs), name=outputs[0], **attributes))
         return outputs[0]
 
+    def axes_moved(kind: str, value: str, name: str, axes: list[int]) -> str:
+        if opset < 13:
+            return op(kind, [value], name, axes=axes)
+        return op(kind, [value, constant(f"{name}.axes", np.array(axes))], name)
+
     shape = {
+        "cropped": [batch, layers, hidden, 2],
         "rows": [2 * layers, batch, hidden],
         "nested": [2, layers, batch, hidden],
         "flat": [batch, 2 * layers * hidden + 5],
@@ -80,6 +87,13 @@ def packed(
                 at = constant(f"{name}.at", np.array(kind))
                 op("Gather", ["state", at], f"{name}.kind", axis=0)
                 op("Gather", [f"{name}.kind", constant(f"{name}.of", np.array([layer]))], name, axis=0)
+            elif layout == "cropped":
+                ends = [2**63 - 1, layer + 1, hidden if kind else 2**63 - 1, kind + 1]
+                bounds = [np.array([0, layer, 0, kind]), np.array(ends), np.arange(4), np.ones(4, np.int64)]
+                cuts = [constant(f"{name}.cut{i}", bound) for i, bound in enumerate(bounds)]
+                op("Slice", ["state", *cuts], f"{name}.cropped")
+                axes_moved("Squeeze", f"{name}.cropped", f"{name}.flat", [1, 3])
+                axes_moved("Unsqueeze", f"{name}.flat", name, [0])
             else:
                 bounds = [np.array([number * hidden]), np.array([(number + 1) * hidden]), np.array([1])]
                 cuts = [constant(f"{name}.cut{i}", bound) for i, bound in enumerate(bounds)]
@@ -109,6 +123,15 @@ def packed(
             shaped = constant(f"shape{kind}", np.array([1, layers, -1, hidden]))
             op("Reshape", [f"all{kind}", shaped], f"lifted{kind}")
         op("Concat", ["lifted0", "lifted1"], "state_out", axis=0)
+    elif layout == "cropped":
+        for kind in range(2):
+            parts = []
+            for layer, final in enumerate(finals[kind::2]):
+                flat = axes_moved("Squeeze", final, f"{final}.flat", [0])
+                parts.append(axes_moved("Unsqueeze", flat, f"part{kind}{layer}", [1]))
+            op("Concat", parts, f"all{kind}", axis=1)
+            axes_moved("Unsqueeze", f"all{kind}", f"lifted{kind}", [-1] if opset > 10 else [3])
+        op("Concat", ["lifted0", "lifted1"], "state_out", axis=3)
     else:
         rows = [
             op("Reshape", [name, constant(f"{name}.row", np.array([-1, hidden]))], f"{name}.2d")
@@ -157,7 +180,7 @@ def stream(model: ir.Model, calls: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("opset", [10, 17, 21])
-@pytest.mark.parametrize("layout", ["rows", "nested", "flat"])
+@pytest.mark.parametrize("layout", ["rows", "nested", "flat", "cropped"])
 def test_states_cut_from_one_input_keep_their_shape(layout: str, opset: int) -> None:
     model = packed(layout, opset)
     analysis = analyse(model)
@@ -180,17 +203,18 @@ def test_states_cut_from_one_input_keep_their_shape(layout: str, opset: int) -> 
     assert after.shape == before.shape
     kept = after != 0
     np.testing.assert_allclose(after[kept], before[kept], atol=1e-5)
-    units = kept.reshape(3, -1)[:, : 4 * 12] if layout == "flat" else np.moveaxis(kept, -2, 0)
+    by_row = {"flat": kept.reshape(3, -1)[:, : 4 * 12], "cropped": kept}
+    units = by_row.get(layout, np.moveaxis(kept, -2, 0))
     assert units.reshape(3, -1).sum(axis=1).tolist() == [4 * 5] * 3
 
 
-@pytest.mark.parametrize("layout", ["rows", "nested", "flat"])
+@pytest.mark.parametrize("layout", ["rows", "nested", "flat", "cropped"])
 def test_without_it_the_packed_state_shrinks(layout: str) -> None:
     small = resize(packed(layout), {"y0": 5}).model
     size = 4 * 5 + 5 if layout == "flat" else 5
     for value in (*small.graph.inputs, *small.graph.outputs):
         if str(value.name).startswith("state"):
-            assert value.shape[-1] == size
+            assert value.shape[2 if layout == "cropped" else -1] == size
     assert len(stream(small, 3)) == 3
 
 

@@ -103,7 +103,14 @@ class BackOff:
         patterns = self._patterns(state)
         for scale in self.scales:
             resize = Resize(scale=scale, keep_state_shape=self.keep_state_shape, together=self.together)
-            resized = _based(start, state).then(resize)
+            resized = _based(start, state)
+            try:
+                resized = resized.then(resize)
+            except LstmoptError as error:  # layers that cannot be resized can still be pruned
+                if self.together:
+                    raise
+                note = f"layers keep their sizes: {error.fault}"
+                resized = replace(resized, notes=tuple(dict.fromkeys((*resized.notes, note))))
             state = _with(state, resized)
             if _sizes(resized) in sizes:
                 continue  # two shares of a small layer can be one size

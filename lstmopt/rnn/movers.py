@@ -118,12 +118,19 @@ def _rewrite_slice(model: ir.Model, node: ir.Node, plan: Plan, codes: Codes, axi
         raise LstmoptError(
             f"Slice {node.name}", "cuts hidden units at computed places", "leave their size as it is"
         )
-    index, line = order.index(axis), _line(codes, axis)
+    index, size = order.index(axis), codes.shape[axis]
+    step = 1 if steps is None else int(steps[index])
+    begin, end = slice(int(starts[index]), int(ends[index]), step).indices(size)[:2]
+    if (begin, end, step) == (0, size, 1):
+        # All of it, as where layers lie side by side on another axis: it stays all of it.
+        new_ends = ends.copy()
+        new_ends[index] = np.iinfo(ends.dtype).max
+        replace_constant(model, node, 2, new_ends)
+        return
+    line = _line(codes, axis)
     positions = plan.positions(line)
     if len(positions) == len(line) and NEW not in positions:
         return
-    step = 1 if steps is None else int(steps[index])
-    begin, end = slice(int(starts[index]), int(ends[index]), step).indices(len(line))[:2]
     if step != 1:
         raise LstmoptError(
             f"Slice {node.name}", f"takes hidden units in steps of {step}", "leave their size as it is"

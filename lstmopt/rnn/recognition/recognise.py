@@ -20,6 +20,7 @@ from lstmopt.rnn.recognition.bodies import BodyLayer, read_body, rewrite_body
 from lstmopt.rnn.recognition.branches import FoldedWeights, TakenBranches
 from lstmopt.rnn.recognition.building import Builder
 from lstmopt.rnn.recognition.cells import find_cells
+from lstmopt.rnn.recognition.lean import LeanLoops
 from lstmopt.rnn.recognition.quantised import FloatLayers, has_quantised
 from lstmopt.rnn.recognition.reading import Reader
 from lstmopt.rnn.recognition.regions import Constants, Unfit
@@ -149,12 +150,14 @@ def recognise(model: ir.Model) -> Recognised:
     Args:
         model: the graph, which stays as it is.
     """
-    result = Recognised(model)
-    for step in (take_branches, _floats, _written_out):
-        found = step(result.model)
-        layers, faults = (*result.layers, *found.layers), (*result.faults, *found.faults)
-        result = Recognised(found.model, layers, faults)
-    return result
+    plain = take_branches(model)
+    floats = _floats(plain.model)
+    found = _written_out(floats.model)
+    # A layer that has become a node tells the next one how many steps it has.
+    while found.faults and (more := _written_out(found.model)).layers:
+        found = Recognised(more.model, (*found.layers, *more.layers), more.faults)
+    layers = (*plain.layers, *floats.layers, *found.layers)
+    return Recognised(found.model, layers, (*plain.faults, *floats.faults, *found.faults))
 
 
 def take_branches(model: ir.Model) -> Recognised:
@@ -222,6 +225,7 @@ def _written_out(model: ir.Model) -> Recognised:
         prepared = model.clone()
     try:
         proof = Proof(prepared, lengths=True)
+        prepared = rewrite(prepared, LeanLoops())
     except LstmoptError as error:
         return Recognised(model, faults=(f"written-out cells are left: {error.fault}",))
     left: set[str] = set()

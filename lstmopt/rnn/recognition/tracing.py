@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
 
+from lstmopt.rnn.constants import Array
 from lstmopt.rnn.recognition.regions import Constants
 
 ALIASES = frozenset({"Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Dropout"})
 """Operators after which the same numbers stand in the same order."""
+
+WHOLE = 2**31 - 1
+"""The end that exporters write of a slice that takes all there is."""
 
 MOVES = ALIASES | {"Transpose", "Split", "Slice", "Gather", "Cast"}
 
@@ -43,8 +47,7 @@ def selects_features(node: ir.Node, constants: Constants) -> bool:
     source = node.inputs[0]
     rank = None if source is None or source.shape is None else len(source.shape)
     if node.op_type == "Slice" and "axes" not in node.attributes and len(node.inputs) > 3:
-        given = constants.of(node.inputs[3])
-        axes = None if given is None else [int(axis) for axis in given.reshape(-1)]
+        axes = _cut_axes([None if item is None else constants.of(item) for item in node.inputs[1:]])
     elif node.op_type == "Slice":
         axes = list(node.attributes["axes"].as_ints()) if "axes" in node.attributes else None
     else:
@@ -52,6 +55,20 @@ def selects_features(node: ir.Node, constants: Constants) -> bool:
     if axes is None or len(axes) != 1:
         return False
     return axes[0] == -1 or (rank is not None and axes[0] == rank - 1)
+
+
+def _cut_axes(given: Sequence[Array | None]) -> list[int] | None:
+    """Returns the axes of which a Slice takes a part, or None where its operands are not constant.
+
+    Args:
+        given: starts, ends, axes and, where there are any, steps.
+    """
+    known = [item.reshape(-1).tolist() for item in given if item is not None]
+    if len(known) < max(3, len(given)):
+        return None
+    starts, ends, axes, *steps = known
+    rows = zip(starts, ends, axes, *(steps or [[1] * len(axes)]), strict=True)
+    return [axis for start, end, axis, step in rows if (start, step) != (0, 1) or end < WHOLE]
 
 
 def leaves(value: ir.Value, stops: Collection[ir.Value], constants: Constants) -> dict[ir.Value, bool]:
