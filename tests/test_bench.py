@@ -14,7 +14,7 @@ import lstmopt
 from lstmopt.errors import LstmoptError
 from lstmopt.passes import Export, Resize, Simplify
 from lstmopt.passes import bench as module
-from lstmopt.passes.bench import bench
+from lstmopt.passes.bench import BenchResult, bench
 from lstmopt.passes.verify import verify_artifact
 from lstmopt.runtimes import runtime
 from lstmopt.targets import RuntimeTarget, Shape, Target
@@ -30,7 +30,8 @@ SHAPES = {"x": [(0.75, (4, 2, 4)), (0.25, (9, 1, 4))]}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bench")
+    path = tmp_path_factory.mktemp("bench") / "a#b|c"  # no sign that names are cut at
+    path.mkdir()
     classifier(path / "model.onnx", 24)
     examples(path / "data.npz", 60)
     runtime("openvino").build(path / "model.onnx", "f32", path / "ir")
@@ -64,12 +65,29 @@ def test_everything_is_timed_on_the_targets_calls(folder: Path, tmp_path: Path) 
         assert calls_of(path, MIXED, tmp_path) == [SHAPES], path
 
 
+def shown(result: BenchResult) -> str:
+    from rich.console import Console
+
+    with (console := Console(width=200)).capture() as captured:
+        console.print(result.render())
+    return captured.get()
+
+
 def test_all_kinds_together(folder: Path) -> None:
     paths = [folder / "model.onnx", folder / "artifact", folder / "ir" / "model.xml"]
     result = bench(paths, target=MIXED, rounds=5)
     assert [row.runtime for row in result.rows] == ["onnxruntime", "onnxruntime", "openvino"]
-    assert result.rows[0].ratio.value == 1.0
-    assert all(row.ratio.low <= row.ratio.value <= row.ratio.high for row in result.rows)
+    assert [row.name for row in result.rows] == [str(path) for path in paths]
+    ratios = [row.ratio for row in result.rows]
+    if not result.trusted:
+        assert ratios == [None] * 3 and "not published" in shown(result)
+        return
+    assert ratios[0] is not None and ratios[0].value == 1.0
+    assert all(ratio is not None and ratio.low <= ratio.value <= ratio.high for ratio in ratios)
+    busy = result.model_copy(
+        update={"trusted": False, "rows": tuple(r.model_copy(update={"ratio": None}) for r in result.rows)}
+    )
+    assert "x (" in shown(result) and "x (" not in shown(busy)
 
 
 def test_models_that_take_other_calls_are_refused(folder: Path, tmp_path: Path) -> None:

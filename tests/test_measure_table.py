@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lstmopt.errors import LstmoptError
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.measure.kind import Kind
-from lstmopt.measure.table import LatencyTable
+from lstmopt.measure.table import LatencyTable, stems
 
 
 def table(**changes: object) -> LatencyTable:
@@ -122,3 +122,14 @@ def test_this_machine_is_itself_and_another_is_told() -> None:
     assert table(fingerprint=other).foreign() == ("cpu", "isa")
     # latency does not depend on the size of the main memory
     assert here.difference(here.model_copy(update={"memory_gib": 1.0})) == ()
+
+
+def test_no_two_tables_are_one_file() -> None:
+    tables = [
+        table().model_copy(update={"layer": name}) for name in ("/enc/lstm", "enc-lstm", "enc_lstm", "a/b")
+    ]
+    found = stems(tables)
+    assert found == [
+        "enc-lstm-openvino-f32", "enc-lstm-openvino-f32-2", "enc_lstm-openvino-f32", "a-b-openvino-f32",
+    ]  # fmt: skip
+    assert stems(tables[:1], {*found}) == ["enc-lstm-openvino-f32-3"]

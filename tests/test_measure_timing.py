@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from lstmopt.errors import LstmoptError
-from lstmopt.measure import Candidate, Comparison, compare, statistics
+from lstmopt.measure import Candidate, Comparison, compare, process, statistics
 from lstmopt.measure.fingerprint import available_cores, fingerprint
 from lstmopt.measure.lock import lock_path, machine_lock
 from lstmopt.measure.process import Block, Worker, write_feeds
@@ -193,6 +193,24 @@ def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
         os.kill(worker._process.pid, 9)
         with pytest.raises(LstmoptError, match=r"ended its process \(exit code -9"):
             worker.block(1.0)
+
+
+def test_a_worker_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "PATIENCE", 3.0)
+    (tmp_path / "hanging.py").write_text("import time\ndef opener(*_): time.sleep(60)\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    deployment = Deployment(runtime="onnxruntime", file=tmp_path / "none.onnx", precision="f32")
+    slow = Candidate("slow", deployment, [(1.0, {"x": np.zeros(1)})], opener="hanging:opener")
+    told = pytest.raises(LstmoptError, match="measuring slow: the runtime did not answer for 3 s")
+    with told, Worker(slow, write_feeds(slow, tmp_path / "feeds"), 1) as worker:
+        worker.ready()
+
+
+def test_more_threads_than_cores_are_refused(tmp_path: Path) -> None:
+    deployment = Deployment(runtime="onnxruntime", file=tmp_path / "none.onnx", precision="f32")
+    many = len(available_cores()) + 1
+    with pytest.raises(LstmoptError, match=f"^{many} threads: this process may use {many - 1} cores"):
+        Worker(Candidate("one", deployment, [(1.0, {})]), [], many)
 
 
 def test_a_worker_loads_another_model_and_is_pinned(tmp_path: Path) -> None:

@@ -335,6 +335,23 @@ def test_an_artifact_with_sparse_ops(artifact: Path) -> None:
     assert all(np.array_equal(item.round_weights(each[0]), each[0]) for each in weights.matrices)
 
 
+def test_a_report_is_on_what_ships_not_on_what_was_trained_last(tmp_path: Path) -> None:
+    """The original already holds zeros, so sparse ops run it; what was trained breaks the contract."""
+    weights, other = sparse_layer(256, 0.05, "bank64:step4"), sparse_layer(256, 0.3)
+    for name, each in (("original", weights), ("other", other)):
+        save_model(rnn_model(each, sequence=16, batch=1), tmp_path / f"{name}.onnx")
+    lstmopt.Pipeline(Simplify(), Trained(str(tmp_path / "other.onnx")), Export(5)).run(
+        tmp_path / "original.onnx", target=TARGET, output=tmp_path / "out", max_degradation=0.05
+    )
+    report = Report.load(tmp_path / "out" / "report.json")
+    assert report.optimized.name == "packed" and report.optimized.precision.startswith("sparse-")
+    (layer,) = report.lstms
+    assert layer.pattern == "bank64:step4" and layer.format in FORMATS
+    assert layer.density == pytest.approx(weights.nonzero_parameters / weights.parameters)
+    assert report.ratios.nonzero_parameters == report.ratios.model_nonzero_parameters == 1.0
+    assert report.optimized.model_nonzero_parameters == report.original.model_nonzero_parameters
+
+
 @pytest.mark.deep
 def test_run_py_loads_the_sparse_ops(artifact: Path) -> None:
     for name in NAMES:

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,9 @@ from lstmopt.runtimes.base import Deployment
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 Calls = Sequence[tuple[float, Path]]
+
+PATIENCE = 600.0
+"""Seconds after which a worker that does not answer is given up."""
 
 LEAST_CALLS = 3
 """Calls of a block, however slow one is: the fewest that have a median."""
@@ -78,6 +83,12 @@ class Worker:
     """
 
     def __init__(self, candidate: Candidate, calls: Calls, threads: int, *, cold: bool = False) -> None:
+        if threads > len(available_cores()):
+            raise LstmoptError(
+                f"{threads} threads",
+                f"this process may use {len(available_cores())} cores",
+                "name fewer with --threads or in the target",
+            )
         self._threads, self._cold = threads, cold
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
@@ -177,7 +188,20 @@ class Worker:
 
     def _receive(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        # A runtime that hangs would keep this process and the machine's lock for ever.
+        watch, began = threading.Timer(PATIENCE, self._process.kill), time.monotonic()
+        watch.daemon = True
+        watch.start()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            watch.cancel()
+        if not line and time.monotonic() - began >= PATIENCE:
+            raise LstmoptError(
+                f"measuring {self.name}",
+                f"the runtime did not answer for {PATIENCE:g} s",
+                "try another runtime",
+            )
         if not line:
             raise self._dead()
         answer: dict[str, Any] = json.loads(line)

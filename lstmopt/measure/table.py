@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -158,3 +159,23 @@ class LatencyTable(BaseModel):
 
 def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is not a latency")
+
+
+def stems(tables: Sequence[LatencyTable], taken: set[str] | None = None) -> list[str]:
+    """Returns the stem of a file's name for each table: no two are alike, whatever layers are called.
+
+    Args:
+        tables: to be written into one folder.
+        taken: stems that are in use there; the new ones are added.
+    """
+    taken = set() if taken is None else taken
+    found = []
+    for table in tables:
+        name = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in table.layer)
+        stem = first = f"{name.strip('-')}-{table.kind.stem}"
+        count = 2
+        while stem in taken:
+            stem, count = f"{first}-{count}", count + 1
+        taken.add(stem)
+        found.append(stem)
+    return found

@@ -30,7 +30,7 @@ class BenchRow(BaseModel):
     runtime: str
     precision: str
     latency_us: measure.Timing
-    ratio: measure.Ratio
+    ratio: measure.Ratio | None
 
 
 class BenchResult(BaseModel):
@@ -56,9 +56,7 @@ class BenchResult(BaseModel):
             table.add_column(column, justify="right")
         for row in self.rows:
             took, ratio = row.latency_us, row.ratio
-            speed = (
-                f"{ratio.value:.3f}x ({ratio.low:.3f}..{ratio.high:.3f})" if self.trusted else "not published"
-            )
+            speed = f"{ratio.value:.3f}x ({ratio.low:.3f}..{ratio.high:.3f})" if ratio else "not published"
             table.add_row(
                 row.name,
                 f"{row.runtime} {row.precision}",
@@ -114,13 +112,14 @@ def bench(
     first = candidates[0].name
     rows = tuple(
         BenchRow(
-            name=item.name.split("#")[1].split("|")[0],
+            name=named.path,
             runtime=item.deployment.runtime,
             precision=item.deployment.precision,
             latency_us=comparison.timing(item.name),
-            ratio=comparison.ratio(first, item.name),
+            ratio=comparison.ratio(first, item.name) if comparison.trusted else None,
         )
-        for item in candidates
+        for named in found
+        for item in [named.candidate]
     )
     return BenchResult(
         cpu=fingerprint().cpu,
@@ -134,8 +133,9 @@ def bench(
 
 @dataclass(frozen=True, eq=False)
 class _Named:
-    """A candidate and which of its inputs are states, None where its file does not tell."""
+    """A candidate, the path that was given, and its inputs that are states; None where no file tells."""
 
+    path: str
     candidate: measure.Candidate
     states: frozenset[str] | None
 
@@ -148,12 +148,14 @@ def _candidates(path: Path, index: int, target: Target, folder: Path, seed: int)
         return measure.Candidate(name, deployment, calls)
 
     if path.suffix == ".xml":
-        return [_Named(_ir(_described(path), target, seed, named), None)]
+        return [_Named(str(path), _ir(_described(path), target, seed, named), None)]
     manifest = Manifest.load(path / "manifest.json") if path.is_dir() else None
     if manifest is not None and not (path / "model.onnx").is_file():
         # What `lstmopt export` wrote for OpenVINO holds no ONNX file: its IRs tell their inputs.
         states = frozenset(state.input for state in manifest.states)
-        return [_Named(_ir(entry, target, seed, named), states) for entry in manifest.deployments(path)]
+        return [
+            _Named(str(path), _ir(entry, target, seed, named), states) for entry in manifest.deployments(path)
+        ]
     model = load_model(path / "model.onnx" if manifest is not None else path)
     calls = timing_calls(model, target, seed)
     states = frozenset(pair.input for pair in state_pairs(model))
@@ -162,7 +164,7 @@ def _candidates(path: Path, index: int, target: Target, folder: Path, seed: int)
         if manifest is None
         else manifest.deployments(path)
     )
-    return [_Named(named(entry, calls), states) for entry in entries]
+    return [_Named(str(path), named(entry, calls), states) for entry in entries]
 
 
 def _check_shapes(candidates: Sequence[_Named]) -> None:
@@ -179,7 +181,7 @@ def _check_shapes(candidates: Sequence[_Named]) -> None:
     for item in candidates:
         if not known:
             return  # IRs do not say which inputs are states
-        path = item.candidate.name.split("#")[1].split("|")[0]
+        path = item.path
         for name in item.candidate.calls[0][1].keys() - states:
             shapes = [feeds[name].shape for _, feeds in item.candidate.calls]
             before, where = seen.setdefault(name, (shapes, path))

@@ -140,7 +140,8 @@ def build(
             continue
         known: list[dict[str, str]] = []
         for precision in wanted.precisions:
-            if precision not in usable:
+            runs = precision in usable or (is_sparse(precision) and ops.available(wanted.runtime))
+            if not runs:
                 absent = ops.absent(wanted.runtime) if is_sparse(precision) else ""
                 note = absent or f"{wanted.runtime} does not run {precision} on this machine"
                 notes += [note] if note not in notes else []

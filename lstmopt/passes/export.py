@@ -58,6 +58,9 @@ PACKED = "packed"
 CLOSE = 1.2
 """How much slower than the fastest of the models that could ship one may be to be measured once more."""
 
+UNROUNDED = "model.onnx has the weights before they were rounded for the sparse ops: in f32 only those hold"
+"""A note where the rounded weights break the contract outside the sparse ops."""
+
 GOLDEN_WINDOWS = 3
 """Calls recorded one after the other, so that states are fed back twice."""
 
@@ -128,9 +131,11 @@ class Export:
                 name: array.shape for name, array in heaviest_call(model, state.target, state.seed).items()
             }
             placed = _place_files(folder, model, deployed, shapes)
+            noted = state
             if chosen.formats and not contract_check(state, _plain(folder)).passed:
                 # What was measured in f32 were the weights before they were rounded: those hold it.
                 save_model(model, folder / "model.onnx")
+                noted = replace(state, notes=(*state.notes, UNROUNDED))
             entries = [entry for entry, _ in placed]
             golden = _golden(state, model, [entry.inside(folder) for entry in entries])
             write_golden(folder / "golden.safetensors", golden)
@@ -141,7 +146,7 @@ class Export:
             published, shipped = publishing.published(state.candidates, chosen, written, again)
             if shipped.name != ORIGINAL and again.trusted and publishing.overtaken(published, shipped, again):
                 raise _Overtaken
-            final = reporting.report(state, published, shipped, again, tested)
+            final = reporting.report(noted, model, published, shipped, again, tested)
             final = final.model_copy(
                 update={
                     "optimized": final.optimized.model_copy(update={"file": entries[0].file.as_posix()}),
@@ -260,7 +265,7 @@ def _place_files(
     """Writes the model files; returns what is deployed, best first.
 
     Paths are inside the artifact, and input shapes those of the call that was timed. ``model.onnx`` has the
-    weights that the best one's sparse ops compute with.
+    weights that the best one's sparse ops compute with, unless the caller finds that they hold there alone.
     """
     save_model(rewrite(model, RoundWeights(deployed[0].formats)), folder / "model.onnx")
     entries: list[tuple[Deployment, Candidate]] = []

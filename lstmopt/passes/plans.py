@@ -19,7 +19,7 @@ from lstmopt.precision import is_sparse
 from lstmopt.report.document import Document
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.rnn.writer import write_weights
-from lstmopt.runtimes import runtime
+from lstmopt.runtimes import ops
 from lstmopt.sparsity.formats import FORMATS
 from lstmopt.sparsity.patterns import parse_pattern
 from lstmopt.sparsity.precisions import allowed_formats, suits
@@ -74,8 +74,8 @@ def sparse_only(target: Target) -> Target | None:
     """Returns a target with the sparse precision alone that allows most; None where this machine has none."""
     found = []
     for item in target.runtimes:
-        usable = set(item.precisions) & set(runtime(item.runtime).precisions())
-        precisions = sorted(filter(is_sparse, usable), key=lambda name: len(allowed_formats(name)))
+        usable = filter(is_sparse, item.precisions) if ops.available(item.runtime) else ()
+        precisions = sorted(usable, key=lambda name: len(allowed_formats(name)))
         if precisions:
             found.append(RuntimeTarget(runtime=item.runtime, precisions=(precisions[-1],)))
     return target.model_copy(update={"runtimes": tuple(found)}) if found else None

@@ -12,7 +12,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.measure.kind import DENSE, Kind
 from lstmopt.measure.probe import plot_table
-from lstmopt.measure.table import LatencyTable
+from lstmopt.measure.table import LatencyTable, stems
 from lstmopt.passes.kinds import DENSITIES, asked_kinds, usable_kinds
 from lstmopt.passes.latency import Layer
 from lstmopt.passes.probe import Progress, grid, layer_tables, model_layers
@@ -122,11 +122,11 @@ def probe_to_folder(
         assert hidden_size is not None
         layers = (Layer(f"bare-{hidden_size}", hidden_size, input_size, 1, cell, cell == GRU.kind),)
     kinds = _kinds(chosen, patterns, densities)
-    rows = []
+    rows, taken = [], set[str]()
     for layer in layers:
         dims = grid(layer.hidden_size, step, 0.125)
         for table in layer_tables(layer, dims, chosen, output / ".cache", progress, kinds):
-            stem = f"{layer.name.strip('/').replace('/', '-')}-{table.kind.stem}"
+            (stem,) = stems([table], taken)
             place, picture = output / f"{stem}.json", output / f"{stem}.png"
             table.save(place)
             plot_table(table, picture)

@@ -14,9 +14,11 @@ import numpy as np
 from lstmopt import measure
 from lstmopt.keys import versions
 from lstmopt.measure.fingerprint import fingerprint
+from lstmopt.measure.table import stems
 from lstmopt.passes.candidates import NOISE, ORIGINAL, Candidate, best_peer, fastest_f32, key, timing_calls
 from lstmopt.passes.elsewhere import Prediction
 from lstmopt.passes.formats import DENSE
+from lstmopt.passes.trained import follows, pattern_of
 from lstmopt.report.plots import Curve
 from lstmopt.report.schema import (
     CandidateRecord,
@@ -58,6 +60,7 @@ class Tested:
 
 def report(
     state: State,
+    model: ir.Model,
     candidates: Sequence[Candidate],
     chosen: Candidate,
     comparison: measure.Comparison | Prediction,
@@ -67,6 +70,7 @@ def report(
 
     Args:
         state: of the run.
+        model: the graph of what ships.
         candidates: everything that was measured, the original in every precision among it.
         chosen: what ships.
         comparison: the measurement that they all took part in, or what stands in for it.
@@ -74,8 +78,6 @@ def report(
     """
     peers = [candidate for candidate in candidates if candidate.name == ORIGINAL]
     f32, best = fastest_f32(peers), best_peer(peers)
-    models = {ORIGINAL: state.original, **state.trained}
-    model = models.get(chosen.name, state.model)
     before, after = size(state.original, f32), size(model, chosen)
     worse = chosen.degradation
     assert worse is not None
@@ -183,7 +185,8 @@ def _lstms(state: State, model: ir.Model, chosen: Candidate) -> tuple[LstmRecord
     original = find_rnns(recognise(state.original).model)
     before = {layer.name: layer.weights for layer in original if layer.weights is not None}
     records = []
-    for layer in find_rnns(model):
+    pattern = _pattern(state, model)
+    for layer in find_rnns(recognise(model).model):
         old, new = before.get(layer.name), layer.weights
         if old is None or new is None:
             continue
@@ -192,13 +195,21 @@ def _lstms(state: State, model: ir.Model, chosen: Candidate) -> tuple[LstmRecord
             LstmRecord(
                 name=layer.name,
                 hidden_size=HiddenSize(before=old.hidden_size, after=new.hidden_size),
-                pattern="dense" if density > 0.999 else state.pattern,
+                pattern="dense" if density > 0.999 else pattern,
                 density=density,
                 input_size=HiddenSize(before=old.input_size, after=new.input_size),
                 format=chosen.formats.get(layer.name, DENSE),
             )
         )
     return tuple(records)
+
+
+def _pattern(state: State, model: ir.Model) -> str:
+    """Returns the pattern of what ships: the narrowest that its zeros follow."""
+    found = pattern_of(model)
+    # Rounding makes further zeros; the pattern that was trained may still hold them.
+    kept = found == "unstructured" and state.pattern != DENSE and follows(model, state.pattern)
+    return state.pattern if kept else found
 
 
 def _speedup(comparison: measure.Comparison | Prediction, peer: Candidate, own: str) -> Speedup:
@@ -267,9 +278,7 @@ def write_latency(folder: Path, tables: Sequence[LatencyTable]) -> None:
     """Writes each table as JSON and as a picture."""
     from lstmopt.measure.probe import plot_table
 
-    for table in tables:
+    for stem, table in zip(stems(tables), tables, strict=True):
         folder.mkdir(parents=True, exist_ok=True)
-        name = "".join(letter if letter.isalnum() else "-" for letter in table.layer).strip("-")
-        stem = f"{name}-{table.kind.stem}"
         table.save(folder / f"{stem}.json")
         plot_table(table, folder / f"{stem}.png")

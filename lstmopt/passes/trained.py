@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from lstmopt import keys
 from lstmopt.errors import LstmoptError
@@ -78,16 +79,24 @@ class Trained:
 
 def pattern_of(model: ir.Model) -> str:
     """Returns the first of `PATTERNS` that all of the LSTMs' zeros follow; "dense" without zeros."""
-    masks = [
+    if all(mask.all() for mask in _masks(model)):
+        return "dense"
+    return next(text for text in PATTERNS if follows(model, text))
+
+
+def follows(model: ir.Model, pattern: str) -> bool:
+    """Whether all of the layers' zeros are where a pattern allows them."""
+    return all(parse_pattern(pattern).is_legal(mask) for mask in _masks(model))
+
+
+def _masks(model: ir.Model) -> list[npt.NDArray[np.bool_]]:
+    return [
         np.asarray(each != 0)
         for layer in find_rnns(model)
         if layer.weights is not None
         for matrix in layer.weights.matrices
         for each in matrix
     ]
-    if all(mask.all() for mask in masks):
-        return "dense"
-    return next(text for text in PATTERNS if all(parse_pattern(text).is_legal(mask) for mask in masks))
 
 
 def _interface(model: ir.Model, kind: str) -> list[str]:
