@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from lstmopt.errors import LstmoptError
 from lstmopt.measure import Timing
 from lstmopt.measure.kind import Kind
 from lstmopt.passes.candidates import Candidate
@@ -16,7 +15,6 @@ from lstmopt.passes.latency import (
     called_layers,
     combinations,
     latency_models,
-    predicted_latency,
 )
 from lstmopt.reference.char_lm import model_path
 from lstmopt.rnn.files import load_model
@@ -116,36 +114,6 @@ def test_each_pattern_and_density_is_a_model_of_its_own_beside_the_f32_rest() ->
     assert found[Kind("openvino", "sparse-i8", BANK, 0.25)].rest == 0.0, "nothing is known of that runtime"
     dense, sparse = found[DENSE[0]].parameters(OWN), found[SPARSE[1]].parameters(OWN)
     assert sparse == round(dense / 4)
-
-
-def test_combinations_come_in_the_order_in_which_whole_models_are_fast() -> None:
-    """Sizes, formats and densities, between the measured ones too, ranked without any training."""
-    models = sparse_models()
-    combined = [
-        (kind._replace(density=density), {"lstm0": size, "lstm1": size})
-        for kind in (*DENSE, SPARSE[0], SPARSE[2])
-        for density in ((1.0,) if kind in DENSE else (0.0625, 0.1, 0.1875, 0.25))
-        for size in SIZES
-    ]
-    predicted = sorted(combined, key=lambda item: predicted_latency(models, *item))
-    assert predicted == sorted(combined, key=lambda item: whole_us(*item))
-    for kind, sizes in combined:
-        assert predicted_latency(models, kind, sizes) == pytest.approx(whole_us(kind, sizes))
-
-
-@pytest.mark.parametrize(
-    ("kind", "fault"),
-    [
-        (Kind("onnxruntime", "sparse-i8", BANK, 0.05), "measured at 6.25%, 25% only"),
-        (Kind("onnxruntime", "sparse-i8", BANK, 0.5), "measured at 6.25%, 25% only"),
-        (Kind("onnxruntime", "sparse-i8", SHARED, 0.125), "no latency was measured"),
-        (Kind("openvino", "sparse-i8", BANK, 0.125), "no latency was measured"),
-        (Kind("onnxruntime", "sparse-i16", BANK, 0.125), "no latency was measured"),
-    ],
-)
-def test_what_was_not_measured_is_not_predicted(kind: Kind, fault: str) -> None:
-    with pytest.raises(LstmoptError, match=fault):
-        predicted_latency(sparse_models(), kind, OWN)
 
 
 def test_combinations_stay_within_bounds() -> None:

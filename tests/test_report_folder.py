@@ -91,6 +91,18 @@ def test_destination_with_the_run_folder_alone(tmp_path: Path) -> None:
     assert version_of(tmp_path / "out") == 1 and (tmp_path / "out" / ".run").is_dir()
 
 
+def test_after_an_artifact_was_taken_away_the_users_files_are_no_obstacle(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_artifact_folder(build(1), out)
+    (out / ".run").mkdir()
+    (out / "notes.md").write_text("mine")
+    write_artifact_folder(lambda folder: None, out)  # as `Verify` does where a check fails
+    assert sorted(path.name for path in out.iterdir()) == [".run", "notes.md"]
+    check_destination(out)
+    write_artifact_folder(build(2), out)
+    assert version_of(out) == 2 and (out / "notes.md").read_text() == "mine" and (out / ".run").is_dir()
+
+
 def test_files_of_others_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")

@@ -11,8 +11,6 @@ from itertools import product
 from math import prod
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from lstmopt.errors import LstmoptError
 from lstmopt.measure.kind import DENSE, Kind
 from lstmopt.measure.table import LatencyTable
@@ -235,33 +233,6 @@ def latency_models(
         return rests.get(Kind(kind.runtime, "f32"), next(iter(beside), 0.0))
 
     return tuple(replace(item, rest=rest(item.kind)) for item in alone)
-
-
-def predicted_latency(models: Sequence[LatencyModel], kind: Kind, sizes: Mapping[str, int]) -> float:
-    """Returns what a combination of kind and hidden sizes costs, microseconds of one call of the whole model.
-
-    With it combinations of sizes, patterns, densities and formats can be ranked before any is trained.
-
-    Args:
-        models: from `latency_models`.
-        kind: runtime, precision, pattern and density; between two densities that were measured the straight
-            line counts.
-        sizes: hidden size of every layer that can change.
-
-    Raises:
-        LstmoptError: nothing was measured of the runtime, precision and pattern, or only at densities that
-            are all larger or all smaller.
-    """
-    like = {item.kind.density: item for item in models if item.kind[:3] == kind[:3]}
-    known = sorted(like)
-    if not known or not known[0] <= kind.density <= known[-1]:
-        measured = ", ".join(f"{100 * density:g}%" for density in known)
-        raise LstmoptError(
-            kind.title,
-            f"latency was measured at {measured} only" if known else "no latency was measured",
-            "give Probe such densities and patterns",
-        )
-    return float(np.interp(kind.density, known, [like[density].predict(sizes) for density in known]))
 
 
 def _sources(analysis: Analysis, name: str, own: Mapping[str, int]) -> tuple[str, ...]:

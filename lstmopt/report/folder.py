@@ -110,6 +110,9 @@ def check_destination(destination: Path) -> None:
             str(destination), "is a mount point, which cannot be replaced whole", "name a folder inside it"
         )
     others = [entry.name for entry in destination.iterdir() if entry.name != RUN_FOLDER]
+    # A run of ours that has not come to an artifact, or whose artifact did not hold: with files beside it.
+    if others and MANIFEST not in others and (destination / RUN_FOLDER).is_dir():
+        return
     if others and MANIFEST not in others:
         raise LstmoptError(str(destination), f"holds other files ({min(others)})", mend)
     if others:
@@ -231,9 +234,8 @@ def _fill(folder: Path, build: Callable[[Path], None]) -> None:
 
 def _copy_extras(old: Path, new: Path) -> None:
     """Copies the files that the old artifact does not list, and the new one does not have."""
-    if not (old / MANIFEST).is_file():
-        return
-    listed = {MANIFEST, *Manifest.load(old / MANIFEST).files}
+    written = Manifest.load(old / MANIFEST).files if (old / MANIFEST).is_file() else ()
+    listed = {MANIFEST, *written}
     for path in _files(old):
         name = path.relative_to(old)
         if name.as_posix() not in listed and not (new / name).exists():

@@ -84,9 +84,22 @@ def headline(report: Report) -> str:
             f"The original in {shipped.title} is what ships, {took} a call: "
             "nothing smaller was faster within the contract."
         )
-    return (
+    told = (
         f"{took} a call in {shipped.title}, where the best that the original does "
         f"is {figures.latency(best.latency_us.median)} in {best.title}."
+    )
+    barred = [
+        peer
+        for peer in report.peers
+        if not peer.within_contract and peer.latency_us.median < best.latency_us.median
+    ]
+    if not barred:
+        return told
+    fastest = min(barred, key=lambda peer: peer.latency_us.median)
+    worse = "" if fastest.degradation is None else f", degrading by {figures.percent(fastest.degradation)}"
+    return (
+        f"{told[:-1]} within the contract; {figures.latency(fastest.latency_us.median)} in "
+        f"{fastest.title}{worse}, which is not allowed."
     )
 
 

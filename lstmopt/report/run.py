@@ -436,6 +436,7 @@ def check(runtime: str | None, threads: int | None, iterations: int | None) -> d
         "precision": precision,
         "threads": used,
         "windows": count,
+        "states": bool(manifest.get("states")),
         "tolerance": tolerance,
         "outputs": outputs,
         "passed": bool(outputs) and all(result["passed"] for result in outputs.values()),
@@ -465,7 +466,8 @@ def table(result: dict[str, Any]) -> str:
     latency = result["latency_us"]
     lines += [
         "",
-        f"differences are relative root mean squares over {result['windows']} windows, states fed back",
+        f"differences are relative root mean squares over {result['windows']} windows"
+        f"{', states fed back' if result['states'] else ''}",
         f"latency of a call in µs: median {latency['median']:,.1f}, p10 {latency['p10']:,.1f}, "
         f"p90 {latency['p90']:,.1f}, p99 {latency['p99']:,.1f} ({latency['samples']} calls)",
         *([f"run in the place of {instead}: the latency says nothing about that"] if instead else []),
