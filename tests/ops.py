@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from lstmopt.rnn.cells import LSTM
+from lstmopt.rnn.reader import SEQUENCE_LENS
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.rnn.writer import rnn_model
 from lstmopt.runtimes.ops import available, library, sparse_layer_model, sparse_matmul
@@ -84,7 +85,10 @@ def feeds(rng: np.random.Generator, weights: RnnWeights, steps: int, batch: int)
 def double_lstm(
     weights: RnnWeights, x: Array, h_0: Array, c_0: Array, lengths: Array | None = None
 ) -> list[Array]:
-    """Returns Y, Y_h, Y_c as ONNX specifies them, in double precision."""
+    """Returns Y, Y_h, Y_c as ONNX specifies them, in double precision.
+
+    What a sequence of length 0 leaves ONNX does not say: zeros, as of ONNX Runtime.
+    """
     steps, batch, _ = x.shape
     directions, hidden = weights.num_directions, weights.hidden_size
     ends = np.full(batch, steps) if lengths is None else np.clip(lengths, 0, steps)
@@ -97,7 +101,7 @@ def double_lstm(
         b = betas.pop(0) if name in WITH_BETA and betas else 0.0
         functions.append(lambda value, f=ACTIVATIONS[name], a=a, b=b: f(value, a, b))
     y = np.zeros((steps, directions, batch, hidden))
-    h, c = h_0.astype(np.float64), c_0.astype(np.float64)
+    h, c = (state.astype(np.float64) * (ends > 0)[:, None] for state in (h_0, c_0))
     for d in range(directions):
         f, g, last = functions[3 * d : 3 * d + 3]
         bias = 0.0 if weights.b is None else weights.b[d].astype(np.float64).sum(axis=0)
@@ -130,9 +134,15 @@ def save_sparse(path: Path, weights: RnnWeights, item: Format, **options: Any) -
     return path
 
 
-def save_dense(path: Path, weights: RnnWeights) -> Path:
-    """Writes a model of one layer with ONNX's op."""
-    ir.save(rnn_model(weights, states=True), path)
+def save_dense(path: Path, weights: RnnWeights, lengths: bool = False) -> Path:
+    """Writes a model of one layer with ONNX's op, where wanted with an input ``lengths``."""
+    model = rnn_model(weights, states=True)
+    if lengths:
+        model.graph.inputs.append(
+            ir.Value(name="lengths", type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(["batch"]))
+        )
+        model.graph.node("rnn").replace_input_with(SEQUENCE_LENS, model.graph.inputs[-1])
+    ir.save(model, path)
     return path
 
 
@@ -179,3 +189,26 @@ def ov_run(compiled: Any, given: dict[str, Array]) -> list[Array]:
     """Returns the outputs in order."""
     results = compiled(given)
     return [np.array(results[port]) for port in compiled.outputs]
+
+
+def check_lengths(
+    dense: Path, sparse: Path, given: dict[str, Array], want: list[Array], bound: float
+) -> None:
+    """Holds our op, in both runtimes, to what ONNX Runtime's own gives for sequences of unequal lengths.
+
+    Args:
+        dense: a model of ONNX's op.
+        sparse: a model of ours, with the same weights.
+        given: the inputs; lengths may be 0, and beyond the last step, which ONNX Runtime refuses.
+        want: the right values, in double precision.
+        bound: of our error.
+    """
+    steps, lengths = len(given["x"]), given["lengths"]
+    beyond, empty = np.arange(steps)[:, None] >= lengths, lengths == 0
+    own = ort_session(dense, ours=False).run(None, given | {"lengths": np.minimum(lengths, steps)})
+    for results in (ort_session(sparse).run(None, given), ov_run(ov_compile(sparse), given)):
+        for have, theirs, right in zip(results, own, want, strict=True):
+            assert error(theirs, right) < 3e-6
+            assert error(have, theirs) < bound and error(have, right) < bound
+            assert np.array_equal(have[..., empty, :], theirs[..., empty, :])
+        assert not results[0].swapaxes(1, 2)[beyond].any()

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -106,17 +106,23 @@ def test_gradients_equal_numerical_differentiation(form, direction):
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     st.sampled_from(["forward", "reverse", "bidirectional"]),
-    st.lists(st.integers(1, STEPS), min_size=ROWS, max_size=ROWS),
+    st.lists(st.integers(0, STEPS), min_size=ROWS, max_size=ROWS),
+    st.sampled_from(["LSTM", "GRU"]),
     st.booleans(),
 )
-def test_sequence_lengths(direction, lengths, peepholes):
-    """Fused and looped layers stop and reverse each sequence at its own length."""
-    proto = ir.to_proto(layer(direction, peepholes))
-    node = next(node for node in proto.graph.node if node.op_type == "LSTM")
+@example("forward", [STEPS, 0, 2], "LSTM", False)
+@example("reverse", [0, 0, 0], "LSTM", True)
+@example("reverse", [0, 1, STEPS], "GRU", True)
+@example("bidirectional", [0, 0, 0], "GRU", False)
+def test_sequence_lengths(direction, lengths, kind, fused):
+    """Fused and looped layers stop and reverse each sequence at its own length, and of 0 leave zeros."""
+    bare = layer(direction, peepholes=not fused) if kind == "LSTM" else gru(direction, reset_after=fused)
+    proto = ir.to_proto(bare)
+    node = next(node for node in proto.graph.node if node.op_type == kind)
     node.input[4] = "lengths"
     proto.graph.input.append(info("lengths", ["batch"], TensorProto.INT32))
     model = ir.from_proto(proto)
-    feeds = {**feeds_of(layer(direction, peepholes)), "lengths": np.array(lengths, np.int32)}
+    feeds = {**feeds_of(bare), "lengths": np.array(lengths, np.int32)}
     with torch.no_grad():
         ours = OnnxModule(model).eval()({name: torch.from_numpy(array) for name, array in feeds.items()})
     for name, reference in run_model(model, feeds).items():

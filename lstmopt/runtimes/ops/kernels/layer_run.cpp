@@ -90,10 +90,12 @@ class Run {
 
   float* state(float* states, size_t row) const { return states + row * panels_ * kLanes; }
 
+  // A sequence of length 0 leaves zeros, whatever it was given: ONNX does not say, ONNX Runtime does so.
   void load_state(size_t number, const float* given, float* states) const {
     for (size_t row = 0; row < call_.batch; ++row) {
       std::memset(state(states, row), 0, panels_ * kLanes * 4);
-      if (given) std::memcpy(state(states, row), given + (number * call_.batch + row) * layer_.hidden, layer_.hidden * 4);
+      if (!given || !length(row)) continue;
+      std::memcpy(state(states, row), given + (number * call_.batch + row) * layer_.hidden, layer_.hidden * 4);
     }
   }
 

@@ -60,8 +60,8 @@ typedef struct {
   const int32_t* lengths; /* [batch], or NULL; values outside 0..steps are taken as the nearest inside */
   const float* h0;        /* [directions, batch, hidden], or NULL for zeros */
   const float* c0;
-  float* y; /* [steps, directions, batch, hidden], or NULL */
-  float* y_h;
+  float* y;   /* [steps, directions, batch, hidden], or NULL */
+  float* y_h; /* [directions, batch, hidden], or NULL; of a sequence of length 0 zeros, whatever h0 is */
   float* y_c;
 } lstmopt_layer_call;
 

@@ -1,4 +1,5 @@
-// ONNX's LSTM and GRU in double precision, written from their specifications, one value at a time.
+// ONNX's LSTM and GRU in double precision, written from their specifications, one value at a time. Of a sequence
+// of length 0 they say nothing: the last states are zeros then, as ONNX Runtime's are.
 #pragma once
 
 #include <cmath>
@@ -113,7 +114,7 @@ inline Result run(const Layer& layer, int steps, int batch, const float* x, cons
         h = h_next;
         for (int u = 0; u < H; ++u) result.y[((size_t(t) * D + d) * batch + row) * H + u] = h[u];
       }
-      for (int u = 0; u < H; ++u) result.y_h[state + u] = h[u], result.y_c[state + u] = c[u];
+      for (int u = 0; u < H && length; ++u) result.y_h[state + u] = h[u], result.y_c[state + u] = c[u];
     }
   }
   return result;
