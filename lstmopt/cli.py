@@ -27,6 +27,9 @@ LARGEST_SCALE = 2.0
 TRAINING = {"budget": "budget", "steps": "steps", "scale": "scales", "compression": "compression"}
 """Options of `optimize` that are for training alone, and what they are called inside."""
 
+RESUMED = {"optimize", "demo", "probe"}
+"""Commands that find again what an interrupted call has done."""
+
 Shapes = Sequence[tuple[str, tuple[int, ...]]]
 
 
@@ -53,12 +56,13 @@ class Duration(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Returns the seconds."""
-        if isinstance(value, (int, float)):
-            return float(value)
-        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smh])\s*", value)
-        if match is None:
+        # A bare number, from a configuration, is in seconds.
+        text = f"{value}s" if isinstance(value, (int, float)) else value
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smh])\s*", text)
+        seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+        if seconds <= 0:
             self.fail(f"{value!r} is not a time such as 90s, 10m or 1h", param, ctx)
-        return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+        return seconds
 
 
 class InputShape(click.ParamType[tuple[str, tuple[int, ...]]]):
@@ -70,8 +74,6 @@ class InputShape(click.ParamType[tuple[str, tuple[int, ...]]]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, tuple[int, ...]]:
         """Returns the name and the sizes."""
-        if not isinstance(value, str):  # from a saved configuration
-            return str(value[0]), tuple(int(size) for size in value[1])
         match = re.fullmatch(r"(.+)=(\d+(?:x\d+)*)", value)
         if match is None:
             self.fail(f"{value!r} is not a shape such as input=1x576", param, ctx)
@@ -108,9 +110,14 @@ def _chosen(target: str, shapes: Shapes, threads: int | None = None) -> Target:
 def _said(target: str, shapes: Shapes) -> list[str]:
     """Returns the options that mean the same target in another call."""
     said = ["--target", target]
-    for name, sizes in shapes:
-        said += ["--shape", f"{name}={'x'.join(map(str, sizes))}"]
+    for shape in shapes:
+        said += ["--shape", _shape_text(shape)]
     return said
+
+
+def _shape_text(shape: tuple[str, tuple[int, ...]]) -> str:
+    """Writes an input's shape as the shell reads it."""
+    return f"{shape[0]}={'x'.join(map(str, shape[1]))}"
 
 
 @click.group(
@@ -164,21 +171,33 @@ def _config(ctx: click.Context, param: click.Parameter, value: Path | None) -> P
     names = {parameter.name: parameter for parameter in ctx.command.params}
     # As in the shell: `scale`, which is called otherwise inside.
     spelt = {option.lstrip("-"): str(p.name) for p in ctx.command.params for option in p.opts}
-    values = {spelt.get(key, key).replace("-", "_"): value for key, value in values.items()}
-    unknown = [key for key in values if key not in names]
-    if unknown:
-        raise LstmoptError(
-            f"--config {value}", f"unknown option {unknown[0]!r}", "see lstmopt optimize --help"
-        )
-    lists = {key for key in values if getattr(names[key], "multiple", False)}
-    ctx.default_map = {
-        **(ctx.default_map or {}),
-        **{
-            key: [value] if key in lists and isinstance(value, str) else value
-            for key, value in values.items()
-        },
-    }
+    defaults = {}
+    for key, given in values.items():
+        name = spelt.get(key, key).replace("-", "_")
+        if name not in names:
+            raise LstmoptError(f"--config {value}", f"unknown option {key!r}", "see lstmopt optimize --help")
+        many = getattr(names[name], "multiple", False)
+        items = given if many and isinstance(given, list) else [given]
+        types, wanted = _wanted(names[name])
+        # Exactly: true is an int to Python.
+        if not all(type(item) in types for item in items):
+            raise LstmoptError(f"--config {value}", f"{key} = {given!r} is not {wanted}", "mend that line")
+        defaults[name] = items if many else given
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return value
+
+
+def _wanted(parameter: click.Parameter) -> tuple[tuple[type, ...], str]:
+    """Returns the types that a configuration may give an option in, and what they are called."""
+    if getattr(parameter, "is_flag", False):
+        return (bool,), "true or false"
+    if isinstance(parameter.type, click.IntRange):
+        return (int,), "a whole number"
+    if isinstance(parameter.type, click.FloatRange):
+        return (int, float), "a number"
+    if isinstance(parameter.type, Percent | Duration):
+        return (int, float, str), "a number, or text as in the shell"
+    return (str,), "text"
 
 
 def _percent(share: float) -> str:
@@ -209,11 +228,16 @@ def _save_config(path: Path, ctx: click.Context) -> None:
         if isinstance(parameter.type, Percent) and name in values:
             given = values[name]
             values[name] = [_percent(share) for share in given] if parameter.multiple else _percent(given)
+        elif isinstance(parameter.type, InputShape) and name in values:
+            values[name] = [_shape_text(shape) for shape in values[name]]
     path.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 
 _target = click.option(
-    "--target", default="local", show_default=True, help="xeon, local, or a TOML file of your own."
+    "--target",
+    default="local",
+    show_default=True,
+    help="xeon, local, nvidia, cudnn, or a TOML file of your own.",
 )
 _shape = click.option(
     "--shape",
@@ -643,6 +667,8 @@ def demo(output: Path, fresh: bool, as_json: bool) -> None:
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:
+    # `timeout` sends it twice, and the second one would interrupt the way out.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -663,7 +689,13 @@ def main() -> None:
     except click.ClickException as error:
         _fail(error.format_message().replace("\n", " "), 2)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted: nothing is lost; the same command goes on where it stopped", 2)
+        goes_on = RESUMED & {*sys.argv[1:2]}
+        _fail(
+            "interrupted: nothing is lost; the same command goes on where it stopped"
+            if goes_on
+            else "interrupted: not finished; make the same call again",
+            2,
+        )
     except MemoryError:
         _fail("out of memory: the model or the data is too large for this machine; use a smaller batch", 2)
     except OSError as error:

@@ -186,16 +186,36 @@ def test_unknown_target_and_options(tmp_path: Path, model: Path) -> None:
     refused(call("optimize", model, "--no-such-option"), "no-such-option")
     refused(call("optimize", model, "--max-degradation", "little"), "little")
     refused(call("optimize", model, "--budget", "10m", "--steps", "5"), "exclude")
+    refused(call("optimize", model, "--budget", "0s"), "--budget", "10m")
     for scale, mend in (("75", "write 75%"), ("0%", "such as 75%")):
         refused(call("optimize", model, "--scale", scale), "--scale", mend)
     refused(call("bench", model, "--threads", "0"), "--threads")
 
 
-def test_bad_config(tmp_path: Path, model: Path) -> None:
-    (tmp_path / "c.toml").write_text("taget = 'xeon'\n")
-    refused(call("optimize", model, "--config", tmp_path / "c.toml"), "taget")
-    (tmp_path / "c.toml").write_text("this is = not [toml")
-    refused(call("optimize", model, "--config", tmp_path / "c.toml"), "c.toml")
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("taget = 'xeon'", ("taget",)),
+        ("this is = not [toml", ("c.toml",)),
+        ("seed = [1]", ("c.toml", "seed = [1]", "a whole number")),
+        ("seed = true", ("c.toml", "seed", "a whole number")),
+        ("seed = 1.5", ("c.toml", "seed", "a whole number")),
+        ("output = 5", ("c.toml", "output = 5", "text")),
+        ("trained = 3", ("c.toml", "trained", "text")),
+        ("fresh = 'yes'", ("c.toml", "fresh", "true or false")),
+        ("compression = '4x'", ("c.toml", "compression", "a number")),
+        ("shape = [['x', 5]]", ("c.toml", "shape", "text")),
+        ("shape = [[1]]", ("c.toml", "shape", "text")),
+        ("shape = [5]", ("c.toml", "shape", "text")),
+        ("shape = 'x:5'", ("shape", "input=1x576")),
+        ("scale = [[0.5]]", ("c.toml", "scale", "a number")),
+        ("budget = -5", ("budget", "10m")),
+        ("budget = nan", ("budget", "10m")),
+    ],
+)
+def test_bad_config(tmp_path: Path, model: Path, line: str, words: tuple[str, ...]) -> None:
+    (tmp_path / "c.toml").write_text(f"{line}\n")
+    refused(call("optimize", model, "--config", tmp_path / "c.toml", "--dry-run"), *words)
 
 
 def test_files_that_are_not_utf8(tmp_path: Path, model: Path) -> None:
@@ -230,6 +250,22 @@ def test_no_command_shows_the_help() -> None:
     refused(call("no-such-command"), "no-such-command")
 
 
+@pytest.mark.parametrize(("verb", "goes_on"), [("optimize", True), ("export", False)])
+def test_a_call_that_is_told_twice_to_end(verb: str, goes_on: bool) -> None:
+    """As `timeout` does; the second time while Python is leaving."""
+    program = (
+        "import atexit, os, signal, sys; from lstmopt import cli\n"
+        "def end(**options): os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"sys.argv, cli.cli.main = ['lstmopt', '{verb}'], end\n"
+        "atexit.register(end)\n"
+        "cli.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    refused(result, "interrupted")
+    assert result.stderr.count("\n") == 1
+    assert ("goes on where it stopped" in result.stderr) == goes_on
+
+
 def test_output_that_cannot_be_written(tmp_path: Path, model: Path) -> None:
     (tmp_path / "file").write_text("mine")
     refused(call("optimize", model, "-o", tmp_path / "file"), "file")
@@ -261,10 +297,11 @@ def test_saved_config_repeats_the_call(tmp_path: Path, model: Path) -> None:
 
 
 def test_a_config_names_options_as_the_shell_does(tmp_path: Path, model: Path) -> None:
-    (tmp_path / "c.toml").write_text("scale = '75%'\nsteps = 20\n")
-    result = call("optimize", model, "--config", tmp_path / "c.toml", "--dry-run")
-    assert result.returncode == 0, result.stderr
-    assert "scales=(0.75,)" in "".join(result.stdout.split())
+    for scale in ("'75%'", "0.75", "[0.75]"):
+        (tmp_path / "c.toml").write_text(f"scale = {scale}\nsteps = 20\n")
+        result = call("optimize", model, "--config", tmp_path / "c.toml", "--dry-run")
+        assert result.returncode == 0, result.stderr
+        assert "scales=(0.75,)" in "".join(result.stdout.split())
 
 
 def test_what_was_trained_before_is_not_asked_to_be_trained(tmp_path: Path, model: Path) -> None:
