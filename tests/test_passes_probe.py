@@ -14,6 +14,7 @@ from lstmopt.measure.kind import Kind
 from lstmopt.measure.table import LatencyTable
 from lstmopt.passes.kinds import asked_kinds, usable_kinds
 from lstmopt.passes.latency import fitting
+from lstmopt.passes.peers import Peers
 from lstmopt.passes.probe import Probe, grid, model_layers
 from lstmopt.rnn.files import load_model
 from lstmopt.targets import RuntimeTarget, Shape, Target
@@ -187,6 +188,13 @@ def test_faults_of_the_stage_s_axes_are_told() -> None:
             Probe(densities=densities)
     with pytest.raises(LstmoptError, match="'bank': is unknown"):
         Probe(patterns=("bank",))
+    with pytest.raises(LstmoptError, match="0 is below 1"):
+        Probe(step=0)
+    for bounds in ({"smallest": 2}, {"smallest": 0.0}, {"largest": float("nan")}):
+        with pytest.raises(LstmoptError, match="no bounds"):
+            Probe(**bounds)
+    with pytest.raises(LstmoptError, match="0 is below 1"):
+        Peers(rounds=0)
 
 
 def test_the_grid_reaches_above_the_layers_own_size() -> None:

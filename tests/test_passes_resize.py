@@ -185,8 +185,12 @@ def test_faults_are_named() -> None:
         resize(model, {"lstm7": 4})
     with pytest.raises(LstmoptError, match="not positive"):
         resize(model, {"lstm0": 0})
-    with pytest.raises(LstmoptError, match="not positive"):
-        Resize(scale=0)
+    for scale in (0.0, 8.0, float("nan")):
+        with pytest.raises(LstmoptError, match="not above 0, up to 4"):
+            Resize(scale=scale)
+    for size in (0, {"lstm0": 4, "lstm1": 0}):
+        with pytest.raises(LstmoptError, match="0 is below 1"):
+            Resize(hidden_size=size)
 
 
 def curve(layer: str, sizes: tuple[int, ...] = (4, 6, 8, 12, 14), each: float = 10.0, **changes: Any) -> Any:

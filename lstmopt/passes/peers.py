@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from lstmopt.errors import LstmoptError
 from lstmopt.passes.candidates import assess, build_peers, fastest_f32, timed
 
 if TYPE_CHECKING:
@@ -17,12 +18,19 @@ class Peers:
 
     Args:
         rounds: blocks of each measurement.
+
+    Raises:
+        LstmoptError: fewer than 1.
     """
 
     rounds: int = 20
     name: ClassVar[str] = "peers"
     needs: ClassVar[tuple[str, ...]] = ("model", "target", "data")
     gives: ClassVar[tuple[str, ...]] = ("peers",)
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise LstmoptError("Peers(rounds)", f"{self.rounds} is below 1", "give 1 or more")
 
     def run(self, state: State) -> State:
         """Returns the state with its peers."""

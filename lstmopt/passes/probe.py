@@ -49,7 +49,7 @@ class Probe:
         patterns: of sparse layers; None takes the target's. Those that a format suits are measured in it.
 
     Raises:
-        LstmoptError: a density outside 0..1, or an unknown pattern.
+        LstmoptError: no sizes between the bounds, a density outside 0..1, or an unknown pattern.
     """
 
     step: int = 8
@@ -63,6 +63,14 @@ class Probe:
     gives: ClassVar[tuple[str, ...]] = ("tables",)
 
     def __post_init__(self) -> None:
+        if self.step < 1:
+            raise LstmoptError("Probe(step)", f"{self.step} is below 1", "give a number of units such as 8")
+        if not 0 < self.smallest <= self.largest < float("inf"):
+            raise LstmoptError(
+                "Probe(smallest, largest)",
+                f"{self.smallest:g} to {self.largest:g} are no bounds above 0",
+                "give shares such as 0.4 and 1.1",
+            )
         if not all(0 < density <= 1 for density in self.densities):
             raise LstmoptError(
                 "Probe(densities)", f"{self.densities} are not within 0..1", "give shares such as 0.125"

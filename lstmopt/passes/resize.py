@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 FALLBACK_STEP = 8
 """Without a latency table, hidden sizes are multiples of it: one register of AVX2 holds 8 floats."""
 
+LARGEST_SCALE = 4.0
+"""Growing further is taken for a slip, such as 75 for 75%."""
+
 
 @dataclass(frozen=True)
 class Resize:
@@ -75,13 +78,18 @@ class Resize:
     gives: ClassVar[tuple[str, ...]] = ("model",)
 
     def __post_init__(self) -> None:
-        if self.scale <= 0:
+        if not 0 < self.scale <= LARGEST_SCALE:
             raise LstmoptError(
-                "Resize(scale)", f"{self.scale:g} is not positive", "give a share such as 0.75"
+                "Resize(scale)",
+                f"{self.scale:g} is not above 0, up to {LARGEST_SCALE:g}",
+                "give a share such as 0.75",
             )
-        if self.speed is not None and self.speed <= 0:
+        if self.speed is not None and not self.speed > 0:
             raise LstmoptError("Resize(speed)", f"{self.speed:g} is not positive", "give a ratio such as 1.5")
         sizes = self.hidden_size
+        for size in sizes.values() if isinstance(sizes, Mapping) else (sizes,):
+            if size is not None and size < 1:
+                raise LstmoptError("Resize(hidden_size)", f"{size} is below 1", "give 1 or more")
         if isinstance(sizes, Mapping):
             # A dict has no order that counts: sorted, so that equal configurations have one repr and key.
             object.__setattr__(self, "hidden_size", dict(sorted(sizes.items())))

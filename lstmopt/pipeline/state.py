@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lstmopt import keys, persistence
+from lstmopt.errors import LstmoptError
 from lstmopt.report.schema import PassRecord
 from lstmopt.rnn.files import save_model
 from lstmopt.targets import Target
@@ -36,10 +37,21 @@ class Budget:
     Attributes:
         seconds: wall-clock seconds of all training together.
         steps: optimiser steps of one training.
+
+    Raises:
+        LstmoptError: both are given, or one that is not above 0.
     """
 
     seconds: float | None = None
     steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and self.steps is not None:
+            raise LstmoptError("Budget", "seconds and steps exclude each other", "give one of them")
+        for name in ("seconds", "steps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise LstmoptError(f"Budget({name})", f"{value} is not above 0", "give a number above 0")
 
 
 class Stage(Protocol):
@@ -89,7 +101,7 @@ class Stopwatch:
             self._inside[-1] += whole
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class State:
     """Everything that a stage may read; a stage returns a changed copy.
 
@@ -154,6 +166,11 @@ class State:
     keep_intermediates: Path | None = None
     progress: Callable[[str, float], None] = silent
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    def __repr__(self) -> str:
+        # Without the data and the weights, which are megabytes.
+        ran = ", ".join(record.name for record in self.records)
+        return f"State({self.source.name}, target {self.target.name}, after: {ran or 'nothing'})"
 
     def then(self, stage: Stage) -> State:
         """Returns the state after a stage, from the run folder where the same stage has run before."""
