@@ -26,7 +26,7 @@ from lstmopt.report.folder import check_files
 from lstmopt.report.schema import Manifest, Report
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.reader import find_rnns
-from lstmopt.targets import RuntimeTarget, Target
+from lstmopt.targets import RuntimeTarget, Target, with_shapes
 from tests.test_cli_errors import call, classifier, examples, refused
 from tests.test_measure_table import table
 
@@ -95,6 +95,35 @@ def test_a_chain_is_checked_before_it_starts(folder: Path, tmp_path: Path) -> No
     with pytest.raises(LstmoptError, match=r"stage verify.*needs artifact"):
         lstmopt.Pipeline(Simplify(), Verify()).run(folder / "model.onnx", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_stage_or_no_budget_is_refused() -> None:
+    with pytest.raises(LstmoptError, match=r"GrowPrune is a class; write GrowPrune\(\)"):
+        lstmopt.Pipeline(Simplify(), GrowPrune)  # type: ignore[arg-type]
+    with pytest.raises(LstmoptError, match="'simplify' is no stage"):
+        lstmopt.Pipeline("simplify")  # type: ignore[arg-type]
+    with pytest.raises(LstmoptError, match="exclude each other"):
+        lstmopt.Budget(seconds=5, steps=5)
+    for budget in ({"seconds": -1}, {"seconds": float("nan")}, {"steps": 0}):
+        with pytest.raises(LstmoptError, match="not above 0"):
+            lstmopt.Budget(**budget)  # type: ignore[arg-type]
+
+
+def test_input_that_is_refused_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for output in (tmp_path / "out", mine):
+        for bad in ({"data": "nope.npz"}, {"target": with_shapes(ONE, {"z": (1, 2)})}):
+            with pytest.raises(LstmoptError, match="nope.npz|no such input"):
+                lstmopt.Pipeline(Simplify()).run(
+                    folder / "model.onnx", output=output, **{"data": folder / "data.npz", **bad}
+                )
+    assert list(tmp_path.rglob("*")) == [mine]
+
+
+def test_a_state_is_shown_in_one_line(folder: Path, tmp_path: Path) -> None:
+    state = make(folder, tmp_path, Simplify(), target=ONE)
+    assert repr(state) == "State(model.onnx, target one, after: simplify)"
 
 
 def test_a_teacher_that_is_no_model_is_one_clear_line(folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from lstmopt.rnn.execution import Reference
 from lstmopt.rnn.files import load_model
 from lstmopt.rnn.reader import X, find_rnns
 from tests.real_models import ddddocr, silero_vad
-from tests.test_cli_errors import call, classifier
+from tests.test_cli_errors import call, classifier, refused
 
 
 def test_a_strided_front_end_gets_as_many_steps_as_were_asked_for() -> None:
@@ -56,8 +56,10 @@ def test_shapes_on_the_command_line(tmp_path: Path) -> None:
     arguments = ["optimize", model, "--data", tmp_path / "d.npz", "--dry-run"]
     first = call(*arguments, "--shape", "x=7x1x4", "--save-config", saved)
     assert first.returncode == 0, first.stderr
-    assert "7" in saved.read_text()
+    assert "x=7x1x4" in saved.read_text()
     assert call("optimize", model, "--config", saved, "--dry-run").returncode == 0
     assert call(*arguments, "--shape", "x=seven").returncode == 2
+    refused(call(*arguments, "--shape", "z=1x4"), "shape of z", "no such input")
+    refused(call(*arguments, "--shape", "x=1x4"), "shape of x", "does not fit")
     told = call("export", model, "--runtime", "onnxruntime", "-o", tmp_path / "out", "--shape", "z=1x4")
     assert told.returncode == 2 and "no such input" in told.stderr

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lstmopt import keys
 from lstmopt.errors import LstmoptError
-from lstmopt.pipeline.folder import clear, run_folder, sole_owner
+from lstmopt.pipeline.folder import clear, run_folder
 from lstmopt.pipeline.state import Budget, Stage, State, silent
+from lstmopt.rnn.examples import given_sizes
 from lstmopt.rnn.files import load_model
 from lstmopt.targets import Target, load_target
 
@@ -29,11 +30,19 @@ class Pipeline:
 
     Args:
         stages: in the order in which they run.
+
+    Raises:
+        LstmoptError: one of them is no stage.
     """
 
     stages: tuple[Stage, ...]
 
     def __init__(self, *stages: Stage) -> None:
+        for stage in stages:
+            if isinstance(stage, type):
+                raise LstmoptError("Pipeline", f"{stage.__name__} is a class", f"write {stage.__name__}()")
+            if not hasattr(stage, "run"):
+                raise LstmoptError("Pipeline", f"{stage!r} is no stage", "give stages such as Simplify()")
         object.__setattr__(self, "stages", stages)
 
     def check(self) -> None:
@@ -113,9 +122,9 @@ class Pipeline:
         given_teacher = None if teacher is None else load_model(teacher)
         chosen = load_target(target)
         check_target(chosen)
+        check_calls(original, chosen)
         check_tables(original, chosen, latency_tables)
-        folder = run_folder(output)
-        with sole_owner(folder):
+        with run_folder(output) as folder:
             if fresh:
                 clear(folder)
             prepared = prepare(original, task=task, data=data, val=val, test=test, seed=seed, folder=folder)
@@ -177,6 +186,20 @@ def check_target(target: Target) -> None:
             "no runtime of it runs f32 on this machine, with which everything is compared",
             "add f32 to one of its runtimes, or see lstmopt doctor",
         )
+
+
+def check_calls(model: ir.Model, target: Target) -> None:
+    """Checks that the shapes that the target gives for inputs are some of the model's.
+
+    Args:
+        model: the original.
+        target: whose calls are measured.
+
+    Raises:
+        LstmoptError: no such input, or a shape that is not one of it.
+    """
+    for shape in target.shapes:
+        given_sizes(model, shape.inputs)
 
 
 def check_tables(model: ir.Model, target: Target, tables: tuple[LatencyTable, ...]) -> None:

@@ -69,6 +69,7 @@ def plan(
     Raises:
         LstmoptError: bad input, or torch is missing.
     """
+    from lstmopt.passes.candidates import timing_calls
     from lstmopt.rnn.reader import require_rnns
     from lstmopt.rnn.recognition.recognise import recognise
     from lstmopt.tasks.prepare import describe
@@ -77,6 +78,7 @@ def plan(
         check_torch()
     original, chosen = load_model(model), load_target(target)
     check_target(chosen)
+    timing_calls(original, chosen, seed)  # that the model runs on the target's shapes
     check_tables(original, chosen, latency_tables)
     layers = require_rnns(recognise(original).model, str(model))
     name, labelled, notes = describe(original, task=task, data=data, val=val, test=test)
