@@ -169,6 +169,16 @@ def test_an_artifact_or_somebody_s_manifest_is_not_overwritten(model: Path, tmp_
         assert path.read_text() == text
 
 
+@pytest.mark.parametrize("name", ["file", "file/out"])
+def test_an_output_that_cannot_be_a_folder_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(LstmoptError, match="is a file|cannot be written"):
+        export_model(
+            tmp_path / "none.onnx", runtime="onnxruntime", precision="f32", target="local",
+            output=tmp_path / name, progress=lambda text, fraction: None,
+        )  # fmt: skip
+
+
 def test_export_writes_over_no_file_of_the_user(tmp_path: Path) -> None:
     model = classifier(tmp_path / "model.onnx", 8)
     before = model.read_bytes()

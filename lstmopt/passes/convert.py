@@ -354,11 +354,20 @@ def _check_free(output: Path, names: Iterable[str]) -> None:
 
 
 def _check_output(output: Path) -> None:
-    """Checks that a manifest may be written there, before any work is done.
+    """Checks that files and a manifest may be written there, before any work is done.
 
     Raises:
-        LstmoptError: the folder holds an artifact, or a manifest of somebody else.
+        LstmoptError: it is a file, cannot be written, or holds an artifact or a manifest of somebody else.
     """
+    if output.exists() and not output.is_dir():
+        raise LstmoptError(str(output), "is a file", "name a folder")
+    there = next(place for place in (output, *output.absolute().parents) if place.exists())
+    try:
+        tempfile.TemporaryDirectory(prefix=".lstmopt-", dir=there).cleanup()
+    except OSError as error:
+        raise LstmoptError(
+            str(output), f"cannot be written ({error.strerror})", "name another folder with -o"
+        ) from error
     path = output / MANIFEST
     if not path.exists():
         return
