@@ -195,6 +195,16 @@ def test_without_data_the_error_is_the_one_of_export(folder: Path, tmp_path: Pat
     assert errors[("as it is", "onnxruntime", "int8")] == pytest.approx(exported.error, rel=1e-6) != 0
 
 
+def test_what_a_runtime_does_not_run_is_said_once(folder: Path) -> None:
+    target = Target(
+        name="one",
+        runtimes=(RuntimeTarget(runtime="openvino", precisions=("f32", "int8")),),
+        shapes=(Shape(batch=2, sequence=6),),
+    )
+    notes = advise(folder / "model.onnx", target=target).notes
+    assert sum(note.startswith("openvino") and "int8" in note for note in notes) == 1, notes
+
+
 def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"no model")
     result = call("advise", tmp_path / "m.onnx")

@@ -115,6 +115,7 @@ def test_no_lstm(tmp_path: Path) -> None:
     path = tmp_path / "relu.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
     refused(call("optimize", path, "-o", tmp_path / "out"), "no LSTM or GRU node")
+    refused(call("advise", path), "relu.onnx", "no LSTM or GRU node")
     assert call("inspect", path).returncode == 0
 
 

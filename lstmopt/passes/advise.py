@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +22,11 @@ from lstmopt.passes.resize import fallback_size
 from lstmopt.rnn.examples import dynamic_axes
 from lstmopt.rnn.files import load_model
 from lstmopt.rnn.groups import UnitGroup, unit_groups
+from lstmopt.rnn.reader import find_rnns, require_rnns
 from lstmopt.rnn.recognition.recognise import recognise
 from lstmopt.rnn.surgery import resize
 from lstmopt.runtimes import RUNTIMES, Deployment, open_session, ops
+from lstmopt.runtimes.base import RuntimeStatus
 from lstmopt.targets import Target, load_target
 
 if TYPE_CHECKING:
@@ -88,7 +91,9 @@ def advise(
     commands = Commands(path, options, str(data) if isinstance(data, (str, Path)) else "DATA", threads)
     if threads is not None:
         chosen = chosen.model_copy(update={"threads": threads})
-    notes = [f"{status.name}: {status.reason}" for status in (r.status() for r in RUNTIMES) if status.reason]
+    statuses = [status for status in (r.status() for r in RUNTIMES) if status.reason]
+    notes = [f"{status.name}: {status.reason}" for status in statuses]
+    said = {line for status in statuses for line in _less(status)}
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder:
         found = list(variants(original, chosen, Path(folder), notes, commands))
         comparison = _compare(found, chosen, chosen.threads, seed, progress)
@@ -110,9 +115,16 @@ def advise(
         calls=", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items()),
         error=name,
         options=tuple(sorted(filled, key=lambda option: option.latency_us)),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(note for note in dict.fromkeys(notes) if note not in said),
         trusted=trusted,
     )
+
+
+def _less(status: RuntimeStatus) -> list[str]:
+    """Returns what `build` notes of a runtime, and its status says better."""
+    absent = re.findall(r"no (\w+):", status.reason)
+    left_out = [f"{status.name} does not run {precision} on this machine" for precision in absent]
+    return [f"{status.name} was left out: {status.reason}", *left_out]
 
 
 @dataclass(frozen=True)
@@ -155,7 +167,13 @@ def variants(
         folder: where the built files go.
         notes: gets a line for each thing that cannot be done.
         commands: what to type.
+
+    Raises:
+        LstmoptError: it has no LSTM or GRU.
     """
+    recognised = recognise(original)
+    if not find_rnns(recognised.model):
+        require_rnns(recognised.model, str(commands.path))
 
     def built(title: str, model: ir.Model) -> Built:
         found = build(title, model, target, folder)
@@ -169,7 +187,6 @@ def variants(
             yield Variant("static shapes", static, False, commands.export("--static"))
         except LstmoptError as error:
             notes.append(f"static shapes: {error.fault}")
-    recognised = recognise(original)
     notes.extend(recognised.notes)
     layered = recognised.model
     yield from _sparse_variants(layered, target, folder, notes, commands)
