@@ -1,0 +1,72 @@
+"""What README.md shows works as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lstmopt.passes.convert import export_model
+from lstmopt.rnn.examples import axis_roles
+from lstmopt.rnn.execution import run_model
+from lstmopt.rnn.files import load_model, save_model
+from lstmopt.rnn.reader import require_rnns
+from lstmopt.rnn.writer import rnn_model
+from tests.ops import error, needs_ops
+from tests.test_sparse_export import sparse_layer
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def block(word: str) -> str:
+    """The only block of Python that holds a word."""
+    (found,) = (text for text in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if word in text)
+    return str(found)
+
+
+@needs_ops
+@pytest.mark.parametrize(
+    ("name", "word"), [("onnxruntime", "register_custom_ops_library"), ("openvino", "add_extension")]
+)
+def test_an_export_with_sparse_ops_is_loaded_without_lstmopt(
+    name: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = rnn_model(sparse_layer(128, 0.06), states=False)
+    save_model(model, tmp_path / "pruned.onnx")
+    made = export_model(
+        tmp_path / "pruned.onnx", runtime=name, precision="sparse-i8", target="local",
+        output=tmp_path / "artifact", progress=lambda text, fraction: None,
+    )  # fmt: skip
+    assert made.deployment.libraries
+    monkeypatch.chdir(tmp_path)
+    there: dict[str, Any] = {}
+    exec(block(word), there)
+    feeds = {"x": np.random.default_rng(0).standard_normal((7, 1, 128)).astype(np.float32)}
+    run = there["session"].run if name == "onnxruntime" else lambda _, feeds: there["model"](feeds)
+    outputs = run(None, feeds)
+    (expected, *_) = run_model(model, feeds).values()
+    assert error(outputs[0], expected) < 0.02
+
+
+def test_the_export_from_torch_is_a_model_to_optimise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Tagger(torch.nn.Module):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.out = torch.nn.LSTM(40, 8), torch.nn.Linear(8, 3)
+
+        def forward(self, x: Any) -> Any:
+            return self.out(self.lstm(x)[0])
+
+    monkeypatch.chdir(tmp_path)
+    exec(block("torch.onnx.export"), {"torch": torch, "module": Tagger()})
+    model = load_model("model.onnx")
+    assert len(require_rnns(model, "model.onnx")) == 1
+    assert axis_roles(model) == {"sequence": "sequence", "batch": "batch"}
+    assert run_model(model, {"x": np.zeros((9, 5, 40), np.float32)})["y"].shape == (9, 5, 3)
