@@ -232,7 +232,7 @@ def test_dropout_falls_on_inputs_and_outputs_of_layers_but_not_on_states():
     assert zeros["h1"] == 0 and float((plain["z"] == 0).float().mean()) == 0
     # X is dropped once: with all weights of the first layer's gates on one input, its states show it.
     assert float((dropped["h1"] - plain["h1"]).abs().max()) > 1e-3
-    drops = {node.name: node.drop_input for node, _, _ in module._program.steps if node.op == "LSTM"}
+    drops = {node.name: node.drop_input for node, _, _ in module.program.steps if node.op == "LSTM"}
     assert list(drops.values()) == [True, False]
 
 
@@ -357,21 +357,21 @@ def test_values_are_freed_after_their_last_use():
     model = model_of(nodes, [info("x", ["n"])], [info("v49", ["n"])])
     module = OnnxModule(model).eval()
     held = []
-    original = module._program.steps[-1][1]
+    original = module.program.steps[-1][1]
 
     def watching(node, value):
         held.append(len(env))
         return original(node, value)
 
-    node, _, bodies = module._program.steps[-1]
-    module._program.steps[-1] = (node, watching, bodies)
-    execute, env = module._program.execute, {}
+    node, _, bodies = module.program.steps[-1]
+    module.program.steps[-1] = (node, watching, bodies)
+    execute, env = module.program.execute, {}
 
     def watched(values):
         env.update(values)
         return execute(env)
 
-    module._program.execute = watched
+    module.program.execute = watched
     with torch.no_grad():
         module({"x": torch.ones(4)})
     assert held[0] <= 2

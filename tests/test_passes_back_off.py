@@ -118,7 +118,15 @@ def test_the_tuned_dense_model_is_teacher_and_candidate(measured: State, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"scales": ()}, {"scales": (-1.0,)}, {"relaxed": (2.0,)}, {"compression": 0.5}, {"tune": 1.0}]
+    "wrong",
+    [
+        {"scales": ()},
+        {"scales": (-1.0,)},
+        {"relaxed": (2.0,)},
+        {"compression": 0.5},
+        {"compression": float("nan")},
+        {"tune": 1.0},
+    ],
 )
 def test_a_configuration_without_sense_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(LstmoptError, match=r"BackOff\("):

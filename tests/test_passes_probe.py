@@ -195,6 +195,8 @@ def test_faults_of_the_stage_s_axes_are_told() -> None:
             Probe(**bounds)
     with pytest.raises(LstmoptError, match="0 is below 1"):
         Peers(rounds=0)
+    with pytest.raises(LstmoptError, match="0 is below 1"):
+        Export(rounds=0)
 
 
 def test_the_grid_reaches_above_the_layers_own_size() -> None:

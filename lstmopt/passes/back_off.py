@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -87,7 +88,7 @@ class BackOff:
             raise LstmoptError("BackOff(scales)", f"{self.scales} are not positive", "give shares like 0.8")
         if not self.relaxed or not all(0 < share <= 1 for share in self.relaxed):
             raise LstmoptError("BackOff(relaxed)", f"{self.relaxed} are not within 0..1", "give shares")
-        if self.compression < 1:
+        if not 1 <= self.compression < math.inf:
             raise LstmoptError("BackOff(compression)", f"{self.compression} is below 1", "give 1 or more")
         if not 0 <= self.tune < 1:
             raise LstmoptError("BackOff(tune)", f"{self.tune} is not within 0..1", "give a share below 1")

@@ -72,6 +72,9 @@ class Export:
     Args:
         rounds: blocks of the measurement that chooses.
         stateful: whether OpenVINO models that keep their states inside are written as well.
+
+    Raises:
+        LstmoptError: fewer rounds than one.
     """
 
     rounds: int = 30
@@ -80,6 +83,10 @@ class Export:
     name: ClassVar[str] = "export"
     needs: ClassVar[tuple[str, ...]] = ("model", "target", "data")
     gives: ClassVar[tuple[str, ...]] = ("candidates", "report", "artifact")
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise LstmoptError("Export(rounds)", f"{self.rounds} is below 1", "give 1 or more")
 
     def run(self, state: State) -> State:
         """Returns the state with its candidates and report; the artifact is in place.
