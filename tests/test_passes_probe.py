@@ -12,6 +12,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.measure.kind import Kind
 from lstmopt.measure.table import LatencyTable
+from lstmopt.passes.export import Export
 from lstmopt.passes.kinds import asked_kinds, usable_kinds
 from lstmopt.passes.latency import fitting
 from lstmopt.passes.peers import Peers
