@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from lstmopt.rnn.constants import deciding_inputs
 from lstmopt.rnn.examples import example_inputs
 from lstmopt.rnn.execution import run_model
 from lstmopt.rnn.reader import find_rnns
@@ -91,3 +92,17 @@ def test_branches_that_depend_on_the_call_stay(condition: str) -> None:
     layers = find_rnns(model)
     assert len(layers) == 4 and all(layer.weights is not None for layer in layers)
     assert all("inside If" in layer.reason for layer in layers)
+
+
+def test_the_axes_of_a_reduction_decide_a_shape() -> None:
+    g = Draft(opset=18)
+    g("Shape", g("ReduceSum", "x", g("Cast", "axes", to=TensorProto.INT64), keepdims=0), out="y")
+    g("Shape", g("ReduceSum", "x", g.const([0], np.int64), keepdims=0), out="z")
+    graph = helper.make_graph(
+        g.nodes, "reduced",
+        [helper.make_tensor_value_info(name, FLOAT, ["n"]) for name in ("x", "axes")],
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["k"]) for name in ("y", "z")], g.tensors,
+    )  # fmt: skip
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))
+    y, z = model.graph.outputs
+    assert deciding_inputs(y) == {"axes"} and not deciding_inputs(z)

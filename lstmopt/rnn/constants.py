@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -166,9 +167,10 @@ def deciding_inputs(value: ir.Value) -> set[str]:
             pending += [(item, whole) for item in producer.inputs if item is not None]
         else:
             known = producer.domain in ("", "ai.onnx")
-            sized = (
-                range(len(producer.inputs)) if kind in DATA_SHAPED or not known else SIZED_BY.get(kind, ())
-            )
+            if kind in DATA_SHAPED or not known:
+                sized: Sequence[int] = range(len(producer.inputs))
+            else:
+                sized = (1,) if kind.startswith("Reduce") else SIZED_BY.get(kind, ())
             pending += [
                 (item, index in sized) for index, item in enumerate(producer.inputs) if item is not None
             ]
