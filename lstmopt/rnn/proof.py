@@ -35,22 +35,25 @@ class Proof:
     """
 
     def __init__(self, model: ir.Model, lengths: bool = False) -> None:
-        reference = Reference(model)
+        reference = Reference(model, seeded=True)
         self._layers = sum(layer.supported for layer in find_rnns(model))
         self._calls: list[tuple[Mapping[str, Array], dict[str, Array]]] = []
+        names: set[str] = set()
         for feeds in (*(_lengths(model) if lengths else ()), *_calls(model)):
             try:
                 outputs = reference.run(feeds)
             except LstmoptError:
                 continue
             again = reference.run(feeds)
-            # What unseeded random operators gave cannot be compared.
+            # What is not the same twice, such as a custom operator's random numbers, cannot be compared.
             fixed = {
                 k: v for k, v in outputs.items() if np.array_equal(v, again[k], equal_nan=v.dtype.kind == "f")
             }
+            names |= set(outputs)
             self._calls.append((feeds, fixed))
         if not self._calls:
             raise LstmoptError("model", "no inputs were found on which the model runs", "go on without")
+        self._unknown = sorted(names - {name for _, fixed in self._calls for name in fixed})
 
     @property
     def calls(self) -> list[tuple[dict[str, Array], dict[str, Array]]]:
@@ -64,6 +67,8 @@ class Proof:
 
     def fault(self, model: ir.Model) -> str:
         """Returns what is wrong with a candidate, or nothing."""
+        if self._unknown:
+            return f"output {self._unknown[0]} is random and cannot be compared"
         try:
             if sum(layer.supported for layer in find_rnns(model)) < self._layers:
                 return "recurrent layers were lost"
@@ -78,7 +83,7 @@ def changed(model: ir.Model, calls: Sequence[tuple[Mapping[str, Array], Mapping[
     Raises:
         LstmoptError: it does not run.
     """
-    reference = Reference(model)
+    reference = Reference(model, seeded=True)
     for feeds, expected in calls:
         outputs = reference.run(feeds)
         for name, array in expected.items():
