@@ -35,6 +35,10 @@ def switched(condition: str, inputs: dict[str, int] | None = None) -> ir.Model:
     g = Draft()
     shape = g("Shape", "x")
     one = g.const(1, np.int64)
+
+    def steps() -> str:
+        return g("Gather", shape, g.const(0, np.int64))
+
     conditions = {
         "empty": lambda: g("Equal", g("Size", "x"), g.const(0, np.int64)),
         "rank": lambda: g("Equal", g("Size", shape), g.const(3, np.int64)),
@@ -43,6 +47,15 @@ def switched(condition: str, inputs: dict[str, int] | None = None) -> ir.Model:
         "constant": lambda: g("Cast", g("Sub", one, one), to=TensorProto.BOOL),
         "single": lambda: g("Equal", g("Gather", shape, one), one),
         "long": lambda: g("Greater", g("Gather", shape, g.const(0, np.int64)), g.const(900, np.int64)),
+        "frames": lambda: g("Equal", g("Div", steps(), g.const(160, np.int64)), g.const(50, np.int64)),
+        "twice": lambda: g("Equal", g("Mul", steps(), g.const(2, np.int64)), g.const(642, np.int64)),
+        "odd": lambda: g("Equal", g("Mod", steps(), g.const(999, np.int64)), g.const(321, np.int64)),
+        "exact": lambda: g("Equal", steps(), g.const(321, np.int64)),
+        "band": lambda: g(
+            "And", g("Greater", steps(), g.const(320, np.int64)), g("Less", steps(), g.const(322, np.int64))
+        ),
+        "positive": lambda: g("Not", g("Or", g("Less", steps(), one), g("Less", g("Size", "x"), one))),
+        "some": lambda: g("Cast", steps(), to=TensorProto.BOOL),
         "input": lambda: "flag",
     }
     taken = conditions[condition]()
@@ -67,7 +80,7 @@ def switched(condition: str, inputs: dict[str, int] | None = None) -> ir.Model:
     return ir.from_proto(proto)
 
 
-@pytest.mark.parametrize("condition", ["empty", "rank", "features", "constant"])
+@pytest.mark.parametrize("condition", ["empty", "rank", "features", "constant", "positive", "some"])
 def test_branches_that_every_call_takes_are_hoisted(condition: str) -> None:
     model = switched(condition)
     assert not any(layer.supported for layer in find_rnns(model))
@@ -84,7 +97,10 @@ def test_branches_that_every_call_takes_are_hoisted(condition: str) -> None:
         )
 
 
-@pytest.mark.parametrize("condition", ["single", "long", "input", "zeros"])
+@pytest.mark.parametrize(
+    "condition",
+    ["single", "long", "input", "zeros", "frames", "twice", "odd", "exact", "band"],
+)
 def test_branches_that_depend_on_the_call_stay(condition: str) -> None:
     model = switched(condition)
     found = recognise(model)
