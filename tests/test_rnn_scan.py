@@ -125,6 +125,12 @@ def settled(
     return ir.to_proto(rewrite(ir.from_proto(model), item)), item.relied_on
 
 
+def shapes_of(model: onnx.ModelProto, calls: list[dict[str, np.ndarray]]) -> list[str]:
+    item = SettleBranches(calls)
+    rewrite(ir.from_proto(model), item)
+    return item.shaped
+
+
 @pytest.mark.parametrize("size", [3, 4])
 def test_a_branch_that_a_shape_decides_is_taken(size: int) -> None:
     node = helper.make_node
@@ -152,3 +158,33 @@ def test_a_switch_is_relied_on_and_a_value_is_not() -> None:
                        node("Greater", ["top", "k"], ["yes"])], [])  # fmt: skip
     proto, relied = settled(value, [{"x": np.zeros(2, np.float32)}])
     assert not relied and "If" in {item.op_type for item in proto.graph.node}
+
+
+def test_it_is_known_where_other_shapes_might_decide_otherwise() -> None:
+    node, info = helper.make_node, helper.make_tensor_value_info
+    size = [node("Size", ["x"], ["size"]), const("k", 3), node("Greater", ["size", "k"], ["long"])]
+    rate = [const("r", 16000), node("Equal", ["rate", "r"], ["fast"])]
+    given = [info("rate", TensorProto.INT64, [])]
+    feeds = [{"x": np.zeros(5, np.float32), "rate": np.array(16000)}]
+    named = [node("Identity", ["long"], ["yes"])]
+    assert shapes_of(branching([*size, *named], []), [{"x": feeds[0]["x"]}]) == ["y"]
+    assert shapes_of(branching([*rate, node("Identity", ["fast"], ["yes"])], given), feeds) == []
+    for kind, expected in (("And", ["y"]), ("Or", [])):
+        both = branching([*size, *rate, node(kind, ["long", "fast"], ["yes"])], given)
+        assert shapes_of(both, feeds) == expected
+    # What squeezes an axis of one takes no other size.
+    shape = [node("Shape", ["x"], ["shape"]), const("at", [0]), node("Gather", ["shape", "at"], ["n"]),
+             const("one_", [1]), node("Equal", ["n", "one_"], ["yes"])]  # fmt: skip
+    squeezed = branching(shape, [])
+    (chosen,) = (item for item in squeezed.graph.node if item.op_type == "If")
+    squeeze = [const("axes", [0]), node("Squeeze", ["x", "axes"], ["inner"])]
+    for attribute in chosen.attribute:
+        if attribute.name == "then_branch":
+            del attribute.g.node[:]
+            attribute.g.node.extend(squeeze)
+    squeezed.graph.output[0].type.tensor_type.ClearField("shape")
+    assert shapes_of(squeezed, [{"x": np.zeros(1, np.float32)}]) == []
+    assert shapes_of(squeezed, [{"x": np.zeros(2, np.float32)}]) == ["y"]
+    fixed = branching([*size, *named], [])
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 5
+    assert shapes_of(fixed, [{"x": feeds[0]["x"]}]) == []

@@ -12,6 +12,7 @@ import pytest
 
 from lstmopt.errors import LstmoptError
 from lstmopt.passes.convert import export_model
+from lstmopt.passes.fix import fix_inputs
 from lstmopt.reference.char_lm import model_path
 from lstmopt.report.schema import Manifest
 from lstmopt.rnn.examples import example_inputs, sizes_for
@@ -25,6 +26,7 @@ from lstmopt.runtimes.tensorrt_model import needs_scan, prepare
 from tests.needed import missing
 from tests.real_models import ddddocr, silero_vad
 from tests.recurrent import feeds_of, in_onnxruntime, recurrent
+from tests.test_rnn_branches import switched
 from tests.trt_network import Network
 
 Form = tuple[str, str, dict[str, Any]]
@@ -229,6 +231,19 @@ def test_a_resized_real_model_is_built(tmp_path: Path) -> None:
     assert (tmp_path / "b" / MODULES[trt().__name__]).stat().st_size > 1_000_000
     expected = run_model(smaller, calls[0])
     assert furthest(in_onnxruntime(onnx.load(made.file), calls[0]), expected) < 2e-2
+
+
+def test_a_branch_that_shapes_decide_is_refused_unless_they_are_fixed() -> None:
+    model = switched("long")
+    calls = [example_inputs(model, 0, {"steps": 5, "batch": 1})]
+    said = "model, If if0: inputs of other shapes may take another branch.* lstmopt fix MODEL --shape"
+    with pytest.raises(LstmoptError, match=said):
+        prepare(model, "f32", calls, "model")
+    fixed = fix_inputs(model, {}, {"x": (5, 1, 3)}, "model")
+    made = prepare(fixed, "f32", calls, "model").model
+    assert not any(node.op_type == "If" for node in made.graph.all_nodes())
+    got, expected = run_model(made, calls[0]), run_model(model, calls[0])
+    np.testing.assert_allclose(got["y"], expected["y"], rtol=0, atol=1e-6)
 
 
 def test_a_quantised_model_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -58,11 +58,12 @@ def prepare(model: ir.Model, precision: str, calls: Sequence[Feeds], where: str)
     Args:
         model: the graph.
         precision: "f32" or "f16".
-        calls: inputs of the calls that it is made for; where branches depend on shapes, theirs are taken.
+        calls: inputs of the calls that it is made for; where branches depend on switches, theirs are taken.
         where: what errors call the model.
 
     Raises:
-        LstmoptError: an operator that TensorRT has not, or a weight beyond f16.
+        LstmoptError: an operator that TensorRT has not, a weight beyond f16, or a branch that depends on
+            sizes which are not fixed.
     """
     for node in model.graph.all_nodes():
         if node.op_type in UNSUPPORTED or node.domain not in ("", "ai.onnx"):
@@ -72,6 +73,12 @@ def prepare(model: ir.Model, precision: str, calls: Sequence[Feeds], where: str)
             )
     settled = SettleBranches(calls)
     normal = rewrite(model, TimeFirst(), settled, AsScan(lambda layer: needs_scan(layer, precision)))
+    if settled.shaped:
+        raise LstmoptError(
+            f"{where}, If {settled.shaped[0]}",
+            "inputs of other shapes may take another branch, and TensorRT builds one",
+            "make the model for one shape first: lstmopt fix MODEL --shape INPUT=SIZES -o FIXED.onnx",
+        )
     _check_left(normal, precision, where)
     if precision == "f16":
         normal = rewrite(normal, Half())
