@@ -150,3 +150,15 @@ def test_a_cell_written_out_in_a_branch_is_recognised() -> None:
     assert "recognised: LSTM of 128 units written out over one step" in notes
     (layer,) = require_rnns(simple, "ifless")
     assert layer.weights is not None and layer.weights.hidden_size == 128
+
+
+def test_an_axis_of_the_same_name_is_fixed_in_every_input() -> None:
+    def info(name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3])
+
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "h"], ["y"])], "shared", [info("x"), info("h")], [info("y")]
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    fixed = fix_inputs(ir.from_proto(proto), {}, {"x": (4, 3)}, "shared")
+    assert [tuple(value.shape or ()) for value in fixed.graph.inputs] == [(4, 3), (4, 3)]

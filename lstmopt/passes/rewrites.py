@@ -74,10 +74,13 @@ class FixShapes(ir.passes.InPlacePass):
         for value in inputs:
             modified |= value.shape is None or value.shape.is_dynamic()
             value.shape = ir.Shape(self._shapes[str(value.name)])
-        for value in (*model.graph.outputs, *(v for node in model.graph for v in node.outputs)):
+        others = [value for value in model.graph.inputs if value not in inputs]
+        computed = (value for node in model.graph for value in node.outputs)
+        for value in (*others, *model.graph.outputs, *computed):
             for axis, size in enumerate(value.shape or ()):
                 if value.shape is not None and not isinstance(size, int) and size.value in sizes:
                     value.shape[axis] = sizes[str(size.value)]
+                    modified = True
         return ir.passes.PassResult(model, modified)
 
 
