@@ -375,3 +375,46 @@ def test_values_are_freed_after_their_last_use():
     with torch.no_grad():
         module({"x": torch.ones(4)})
     assert held[0] <= 2
+
+
+def equal_onnx_runtime(model, feeds):
+    with torch.no_grad():
+        ours = OnnxModule(model).eval()({name: torch.from_numpy(array) for name, array in feeds.items()})
+    for name, reference in run_model(model, feeds).items():
+        assert ours[name].shape == reference.shape, name
+        np.testing.assert_allclose(ours[name].numpy(), reference, atol=3e-6, err_msg=name)
+
+
+def test_uneven_parts_may_be_empty():
+    names = ["a", "b", "c"]
+    node = helper.make_node("Split", ["x"], names, num_outputs=3, axis=1)
+    model = model_of([node], [info("x", [2, 4])], [info(name, [2, None]) for name in names], opset=18)
+    equal_onnx_runtime(model, {"x": np.arange(8, dtype=np.float32).reshape(2, 4)})
+
+
+@pytest.mark.parametrize("name", ["Affine", "ThresholdedRelu", "ScaledTanh", "HardSigmoid", "LeakyRelu", "Elu"])
+def test_parameters_of_activations_that_are_not_given_are_those_of_onnx_runtime(name):
+    model = layer(activations=("Sigmoid", name, "Tanh"))
+    equal_onnx_runtime(model, feeds_of(model))
+
+
+@pytest.mark.parametrize(
+    ("opset", "scales", "form"),
+    [
+        (17, [1, 1, 0.7, 1], {}),  # 10 * 0.7 is 7 in float32, and just below in float64
+        (17, [1, 1, 0.3, 1], {"mode": "linear"}),
+        (17, [1, 1, 1.5, 0.6], {"nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}),
+        (17, [1, 1, 1.5, 0.6], {"nearest_mode": "ceil", "coordinate_transformation_mode": "asymmetric"}),
+        (10, [1, 1, 2, 2], {"mode": "nearest"}),
+        (10, [1, 1, 2, 1.5], {"mode": "linear"}),
+        (10, [1, 1, 0.7, 0.4], {"mode": "nearest"}),
+        (9, [1, 1, 1.5, 2], {"mode": "nearest"}),
+    ],
+)
+def test_resampling_has_the_sizes_and_places_of_onnx_runtime(opset, scales, form):
+    factors = {"scales": np.array(scales, np.float32)}
+    inputs = ["x", "", "scales"] if opset > 10 else ["x", "scales"]
+    node = helper.make_node("Resize" if opset > 9 else "Upsample", inputs, ["y"], **form)
+    model = model_of([node], [info("x", [1, 2, 10, 7])], [info("y", [1, 2, None, None])], factors, opset)
+    rng = np.random.default_rng(0)
+    equal_onnx_runtime(model, {"x": rng.standard_normal((1, 2, 10, 7)).astype(np.float32)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,6 +16,9 @@ from lstmopt.bridge.node import Node, Op, ints
 CONVOLUTIONS: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv3d)
 TRANSPOSED: tuple[Any, ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 MAX_POOLS: tuple[Any, ...] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+RESIZE_WITH_ROI = 11
+"""First opset whose Resize has a region as its second input, and modes."""
+
 AVERAGE_POOLS: tuple[Any, ...] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
 
@@ -173,9 +177,10 @@ def global_max_pool(node: Node, x: Tensor) -> Tensor:
 
 def upsample(node: Node, x: Tensor, scales: Tensor | None = None) -> Tensor:
     """The operator that Resize replaced."""
-    factors = list(node.get("scales")) if scales is None else [float(item) for item in scales.tolist()]
-    sizes = [int(n * f) for n, f in zip(x.shape, factors, strict=True)]
-    return _resize(node, x, sizes, factors, list(range(x.ndim)), "asymmetric", "floor")
+    given = node.get("scales") if scales is None else scales.tolist()
+    factors = [np.float32(item) for item in given]
+    sizes = [int(np.float32(n) * f) for n, f in zip(x.shape, factors, strict=True)]
+    return _resize(node, x, sizes, factors, list(range(x.ndim)), "asymmetric", "simple")
 
 
 def resize(
@@ -185,14 +190,16 @@ def resize(
     scales: Tensor | None = None,
     sizes: Tensor | None = None,
 ) -> Tensor:
-    """Nearest or linear resampling, axis by axis."""
+    """Nearest or linear resampling, axis by axis; sizes and places in float32, as ONNX Runtime has them."""
+    if node.opset < RESIZE_WITH_ROI:
+        return upsample(node, x, roi)  # its second input is the scales
     axes = [axis % x.ndim for axis in node.get("axes") or range(x.ndim)]
     if sizes is not None and sizes.numel():
         wanted = ints(sizes)
-        factors = [size / x.shape[axis] for size, axis in zip(wanted, axes, strict=True)]
+        factors = [np.float32(n) / np.float32(x.shape[axis]) for n, axis in zip(wanted, axes, strict=True)]
     elif scales is not None and scales.numel():
-        factors = [float(item) for item in scales.tolist()]
-        wanted = [int(x.shape[axis] * factor) for axis, factor in zip(axes, factors, strict=True)]
+        factors = [np.float32(item) for item in scales.tolist()]
+        wanted = [int(np.float32(x.shape[axis]) * f) for axis, f in zip(axes, factors, strict=True)]
     else:
         raise node.error("has neither scales nor sizes")
     if node.get("keep_aspect_ratio_policy", "stretch") != "stretch" or node.get("antialias", 0):
@@ -205,7 +212,7 @@ def _resize(
     node: Node,
     x: Tensor,
     sizes: list[int],
-    factors: list[float],
+    factors: list[np.float32],
     axes: list[int],
     transform: str,
     nearest: str,
@@ -219,7 +226,7 @@ def _resize(
             continue
         source = _coordinates(node, transform, length, size, factor)
         if mode == "nearest":
-            x = x.index_select(axis, _nearest(nearest, source).clamp(0, length - 1))
+            x = x.index_select(axis, _nearest(nearest, source, factor < 1).clamp(0, length - 1))
             continue
         source = source.clamp(0, length - 1)
         low = source.floor().long()
@@ -229,20 +236,24 @@ def _resize(
     return x
 
 
-def _coordinates(node: Node, transform: str, length: int, size: int, factor: float) -> Tensor:
-    places = torch.arange(size, dtype=torch.float64)
+def _coordinates(node: Node, transform: str, length: int, size: int, factor: np.float32) -> Tensor:
+    places = np.arange(size, dtype=np.float32)
     if transform == "asymmetric":
-        return places / factor
-    if transform == "align_corners":
-        return places * ((length - 1) / (size - 1)) if size > 1 else places * 0
-    if transform == "pytorch_half_pixel" and size <= 1:
-        return places * 0
-    if transform in ("half_pixel", "pytorch_half_pixel"):
-        return (places + 0.5) / factor - 0.5
-    raise node.error(f"coordinate_transformation_mode {transform!r} is not supported")
+        places = places / factor
+    elif transform == "align_corners":
+        places = places * np.float32(length - 1) / np.float32(max(1, size - 1))
+    elif transform == "pytorch_half_pixel" and size <= 1:
+        places = places * np.float32(0)
+    elif transform in ("half_pixel", "pytorch_half_pixel"):
+        places = (places + np.float32(0.5)) / factor - np.float32(0.5)
+    else:
+        raise node.error(f"coordinate_transformation_mode {transform!r} is not supported")
+    return torch.from_numpy(places.astype(np.float64))
 
 
-def _nearest(mode: str, source: Tensor) -> Tensor:
+def _nearest(mode: str, source: Tensor, smaller: bool) -> Tensor:
+    if mode == "simple":  # before there was a mode
+        mode = "ceil" if smaller else "floor"
     if mode == "floor":
         return source.floor().long()
     if mode == "ceil":

@@ -82,12 +82,16 @@ def concat(node: Node, *inputs: Tensor) -> Tensor:
 
 
 def split(node: Node, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Cuts along ``axis`` into given sizes, or into as many equal parts as there are outputs."""
+    """Cuts along ``axis`` into given sizes, or into as many equal parts as there are outputs.
+
+    Where the parts cannot be equal the last ones are shorter, or empty.
+    """
     axis = node.get("axis", 0)
     parts = operand(node, "split", sizes)
     if parts is None:
-        each = math.ceil(x.shape[axis] / node.get("num_outputs", len(node.outputs)))
-        return torch.split(x, each, dim=axis)
+        count, length = node.get("num_outputs", len(node.outputs)), x.shape[axis]
+        each = math.ceil(length / count)
+        parts = [min(each, max(0, length - each * place)) for place in range(count)]
     return torch.split(x, parts, dim=axis)
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lstmopt.bridge.node import Node, Op
 from lstmopt.rnn.cells import GRU, LSTM, CellSpec
+from lstmopt.rnn.scan import ALPHAS, BETAS
 
 Activation = Callable[[Tensor], Tensor]
 States = tuple[Tensor, ...]
@@ -20,9 +21,9 @@ Step = Callable[[Tensor, States], States]
 
 
 def _named(name: str, alpha: float | None, beta: float | None) -> Activation | None:
-    """Returns an activation of ONNX's recurrent operators."""
-    a = alpha if alpha is not None else {"leakyrelu": 0.01, "hardsigmoid": 0.2}.get(name.lower(), 1.0)
-    b = beta if beta is not None else {"hardsigmoid": 0.5}.get(name.lower(), 0.0)
+    """Returns an activation of ONNX's recurrent operators, with ONNX Runtime's parameters where none are given."""
+    a = alpha if alpha is not None else ALPHAS.get(name.lower(), 0.0)
+    b = beta if beta is not None else BETAS.get(name.lower(), 0.0)
     known: dict[str, Activation] = {
         "sigmoid": torch.sigmoid,
         "tanh": torch.tanh,
@@ -39,18 +40,14 @@ def _named(name: str, alpha: float | None, beta: float | None) -> Activation | N
     return known.get(name.lower())
 
 
-WITH_ALPHA = frozenset({"affine", "leakyrelu", "thresholdedrelu", "scaledtanh", "hardsigmoid", "elu"})
-WITH_BETA = frozenset({"affine", "scaledtanh", "hardsigmoid"})
-
-
 def _activations(node: Node, cell: CellSpec, directions: int) -> list[tuple[Activation, ...]]:
     """Returns the activations of each direction, with the alphas and betas that theirs take."""
     names = tuple(node.get("activations") or cell.activations * directions)
     alphas, betas = list(node.get("activation_alpha") or ()), list(node.get("activation_beta") or ())
     made: list[Activation] = []
     for name in names:
-        alpha = alphas.pop(0) if name.lower() in WITH_ALPHA and alphas else None
-        beta = betas.pop(0) if name.lower() in WITH_BETA and betas else None
+        alpha = alphas.pop(0) if name.lower() in ALPHAS and alphas else None
+        beta = betas.pop(0) if name.lower() in BETAS and betas else None
         function = _named(name, alpha, beta)
         if function is None:
             raise node.error(f"activation {name!r} is not supported")
@@ -331,8 +328,8 @@ def rnn(
     bound = node.get("clip")
 
     def make(direction: int) -> tuple[Tensor, Step]:
-        alpha = alphas.pop(0) if names[direction].lower() in WITH_ALPHA and alphas else None
-        beta = betas.pop(0) if names[direction].lower() in WITH_BETA and betas else None
+        alpha = alphas.pop(0) if names[direction].lower() in ALPHAS and alphas else None
+        beta = betas.pop(0) if names[direction].lower() in BETAS and betas else None
         f = _named(names[direction], alpha, beta)
         if f is None:
             raise node.error(f"activation {names[direction]!r} is not supported")
