@@ -392,7 +392,9 @@ def test_uneven_parts_may_be_empty():
     equal_onnx_runtime(model, {"x": np.arange(8, dtype=np.float32).reshape(2, 4)})
 
 
-@pytest.mark.parametrize("name", ["Affine", "ThresholdedRelu", "ScaledTanh", "HardSigmoid", "LeakyRelu", "Elu"])
+@pytest.mark.parametrize(
+    "name", ["Affine", "ThresholdedRelu", "ScaledTanh", "HardSigmoid", "LeakyRelu", "Elu"]
+)
 def test_parameters_of_activations_that_are_not_given_are_those_of_onnx_runtime(name):
     model = layer(activations=("Sigmoid", name, "Tanh"))
     equal_onnx_runtime(model, feeds_of(model))

@@ -226,7 +226,7 @@ def _resize(
             continue
         source = _coordinates(node, transform, length, size, factor)
         if mode == "nearest":
-            x = x.index_select(axis, _nearest(nearest, source, factor < 1).clamp(0, length - 1))
+            x = x.index_select(axis, _nearest(nearest, source, bool(factor < 1)).clamp(0, length - 1))
             continue
         source = source.clamp(0, length - 1)
         low = source.floor().long()

@@ -21,7 +21,7 @@ Step = Callable[[Tensor, States], States]
 
 
 def _named(name: str, alpha: float | None, beta: float | None) -> Activation | None:
-    """Returns an activation of ONNX's recurrent operators, with ONNX Runtime's parameters where none are given."""
+    """Returns an activation of ONNX's recurrent operators; ONNX Runtime's parameters where none is given."""
     a = alpha if alpha is not None else ALPHAS.get(name.lower(), 0.0)
     b = beta if beta is not None else BETAS.get(name.lower(), 0.0)
     known: dict[str, Activation] = {

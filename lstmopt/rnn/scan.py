@@ -157,7 +157,7 @@ def _replace(layer: RnnLayer, opset: int) -> None:
         source = _turn(nodes, x, lengths) if turned else x
         parts = _input_parts(nodes, weights, direction, source)
         states = [
-            _initial(nodes, layer.input(INITIAL_H + index), x, weights, direction)
+            _initial(nodes, layer.input(INITIAL_H + index), x, lengths, weights, direction)
             for index in range(len(weights.cell.states))
         ]
         found = _scan(nodes, weights, direction, functions, states, parts, mask, reverse and not turned)
@@ -195,11 +195,20 @@ def _turn(nodes: _Nodes, x: ir.Value, lengths: ir.Value | None) -> ir.Value:
 
 
 def _initial(
-    nodes: _Nodes, given: ir.Value | None, x: ir.Value, weights: RnnWeights, direction: int
+    nodes: _Nodes,
+    given: ir.Value | None,
+    x: ir.Value,
+    lengths: ir.Value | None,
+    weights: RnnWeights,
+    direction: int,
 ) -> ir.Value:
-    """Returns one direction's initial state, ``[batch, hidden]``."""
+    """Returns one direction's initial state, ``[batch, hidden]``: of a sequence of no steps 0."""
     if given is not None:
-        return nodes("Gather", given, nodes.constant(np.array(direction, np.int64)), axis=0)
+        state = nodes("Gather", given, nodes.constant(np.array(direction, np.int64)), axis=0)
+        if lengths is None:
+            return state
+        steps = nodes("Reshape", nodes("Cast", lengths, to=ir.DataType.INT64), nodes.ints(-1, 1))
+        return nodes("Where", nodes("Less", nodes.ints(0), steps), state, nodes.number(0.0))
     batch = nodes("Gather", nodes("Shape", x), nodes.ints(1))
     shape = nodes("Concat", batch, nodes.ints(weights.hidden_size), axis=0)
     return nodes("Expand", nodes.constant(np.zeros((1, 1), np.float32)), shape)
