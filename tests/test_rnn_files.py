@@ -189,3 +189,25 @@ def test_the_digest_has_external_data_of_constants_in_branches(tmp_path: Path) -
     before = file_digest(path)
     data.write_bytes(np.arange(8, dtype=np.float32).tobytes())
     assert file_digest(path) != before
+
+
+def test_the_default_domain_has_one_spelling(tmp_path: Path) -> None:
+    info = helper.make_tensor_value_info
+    inner = helper.make_node("Neg", ["x"], ["n"], domain="ai.onnx")
+    body = helper.make_graph([inner], "body", [], [info("n", TensorProto.FLOAT, [2, 3])])
+    nodes = [
+        helper.make_node("If", ["yes"], ["z"], then_branch=body, else_branch=body),
+        helper.make_node("Softmax", ["z"], ["y"], domain="ai.onnx"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "spelled",
+        [info("x", TensorProto.FLOAT, [2, 3]), info("yes", TensorProto.BOOL, [])],
+        [info("y", TensorProto.FLOAT, [2, 3])],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx", 11)], ir_version=7)
+    onnx.save(proto, tmp_path / "spelled.onnx")
+    model = load_model(tmp_path / "spelled.onnx")
+    assert dict(model.opset_imports) == {"": 11}
+    assert {node.domain for node in model.graph.all_nodes()} == {""}
+    assert len(list(model.graph.all_nodes())) == 4

@@ -36,6 +36,7 @@ def load_model(path: str | Path) -> ir.Model:
     path = Path(path)
     proto = _parse(path)
     _read_external_data(proto, path)
+    _name_the_default_domain(proto)
     _check(proto, path)
     model: ir.Model = ir.from_proto(proto)
     if any(is_batch_first(node) for node in model.graph.all_nodes()):
@@ -43,6 +44,25 @@ def load_model(path: str | Path) -> ir.Model:
     if has_narrow_rnns(model):
         model = rewrite(model, FullPrecision())
     return model
+
+
+def _name_the_default_domain(proto: onnx.ModelProto) -> None:
+    """Spells the domain "ai.onnx" as "", in place: both are ONNX's own."""
+    for holder in (proto, *proto.functions):
+        for entry in holder.opset_import:
+            if entry.domain == "ai.onnx":
+                entry.domain = ""
+        default = [index for index, entry in enumerate(holder.opset_import) if not entry.domain]
+        for index in reversed(default[1:]):
+            del holder.opset_import[index]
+    pending = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
+    while pending:
+        node = pending.pop()
+        if node.domain == "ai.onnx":
+            node.domain = ""
+        for attribute in node.attribute:
+            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                pending += body.node
 
 
 def _parse(path: Path) -> onnx.ModelProto:
