@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from lstmopt.errors import LstmoptError
+from lstmopt.rnn.check import _agree
 from lstmopt.rnn.execution import run_model
 from lstmopt.rnn.groups import analyse, unit_groups
 from lstmopt.rnn.plan import NEW, Plan
@@ -129,3 +132,53 @@ def test_a_pinned_layer_is_refused_and_named(drawn: Drawn) -> None:
         if group.pinned:
             with pytest.raises(LstmoptError, match="cannot be resized"):
                 resize(drawn.model, {group.layers[0]: 2})
+
+
+def older(nodes: list[onnx.NodeProto], opset: int, head: np.ndarray) -> ir.Model:
+    """An LSTM of 8 units, of which the last 4 are read by nobody, and what an old opset does with it."""
+    rng = np.random.default_rng(0)
+    r = rng.standard_normal((1, 32, 8)).astype(np.float32)
+    r[..., 4:] = 0
+    tensors = {"W": rng.standard_normal((1, 32, 3)).astype(np.float32), "R": r, "head": head}
+    lstm = helper.make_node("LSTM", ["x", "W", "R"], ["y"], hidden_size=8, name="l")
+    squeeze = helper.make_node("Squeeze", ["y"], ["s"], axes=[1])
+    graph = helper.make_graph(
+        [lstm, squeeze, *nodes],
+        "older",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["seq", "batch", 3])],
+        [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )
+    return ir.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    )
+
+
+def test_a_softmax_that_flattens_pins_units() -> None:
+    nodes = [
+        helper.make_node("Softmax", ["s"], ["p"], axis=1),
+        helper.make_node("MatMul", ["p", "head"], ["o"]),
+    ]
+    head = np.ones((8, 5), np.float32)
+    with pytest.raises(LstmoptError, match="read by Softmax"):
+        resize(older(nodes, 11, head), {"l": 4})
+
+
+def test_labels_have_to_stay_the_same() -> None:
+    labels = np.arange(200)
+    known = np.ones(200, np.bool_)
+    one, many = labels.copy(), labels.copy()
+    one[0], many[:9] = 7, 0
+    assert _agree(one, labels, known) and not _agree(many, labels, known)
+
+
+@pytest.mark.parametrize(("axis", "bounds"), [(0, (-1, 2**31 - 1)), (2, (0, 8)), (2, (1, 5))])
+def test_a_slice_with_attributes_is_followed(axis: int, bounds: tuple[int, int]) -> None:
+    cut = helper.make_node("Slice", ["s"], ["e"], axes=[axis], starts=[bounds[0]], ends=[bounds[1]])
+    rows = 4 if bounds == (1, 5) else 8
+    head = np.random.default_rng(1).standard_normal((rows, 5)).astype(np.float32)
+    model = older([cut, helper.make_node("MatMul", ["e", "head"], ["o"])], 9, head)
+    result = resize(model, {"l": 6})
+    assert result.after == {"l": 6}
+    x = np.zeros((3, 2, 3), np.float32)
+    assert run_model(result.model, {"x": x})["o"].shape == run_model(model, {"x": x})["o"].shape

@@ -84,6 +84,12 @@ def bodies_of(node: ir.Node) -> dict[str, ir.Graph]:
     return {taken: bodies[taken]}
 
 
+def opset_of(node: ir.Node) -> int:
+    """Returns the version of a node's operator set, its graph's; 17 where neither says, as in bodies."""
+    given = node.graph.opset_imports.get(node.domain) if node.graph is not None else None
+    return node.version or given or 17
+
+
 def run_node(node: ir.Node, inputs: list[Array | None]) -> list[Array] | None:
     """Returns a node's outputs by the reference implementation of its operator.
 
@@ -118,10 +124,8 @@ def run_node(node: ir.Node, inputs: list[Array | None]) -> list[Array] | None:
         ],
         [onnx.ValueInfoProto(name=name) for name in outputs],
     )
-    opset = (
-        node.version or (node.graph.opset_imports.get(node.domain) if node.graph is not None else None) or 17
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(node.domain, opset)])
+    opsets = [onnx.helper.make_opsetid(node.domain, opset_of(node))]
+    model = onnx.helper.make_model(graph, opset_imports=opsets)
     feeds = {name: array for name, array in zip(names, inputs, strict=True) if array is not None}
     try:
         results = ReferenceEvaluator(model).run(None, feeds)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lstmopt.rnn.constants import constant_value, run_node
+from lstmopt.rnn.constants import constant_value, opset_of, run_node
 from lstmopt.rnn.labels import Codes, Member, Walk
 from lstmopt.rnn.reader import W, X
 
@@ -132,10 +132,10 @@ def _axes(node: ir.Node, rank: int) -> list[int] | None:
 def softmax(walk: Walk, node: ir.Node) -> None:
     """Hands units on where the softmax runs over another axis."""
     codes = walk.labels[node.inputs[0]]  # type: ignore[index]
-    default = -1 if (node.version or 13) >= 13 else 1
+    old_form = opset_of(node) < 13  # it then flattens from the axis on
+    default = 1 if old_form else -1
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else default
     unit = walk.flow.unit_axis(codes)
-    old_form = (node.version or 13) < 13  # it then flattens from the axis on
     if unit is None or unit == axis % codes.ndim or (old_form and unit >= axis % codes.ndim):
         _pin_inputs(walk, node)
         return

@@ -103,12 +103,15 @@ def _line(codes: Codes, axis: int) -> Codes:
 
 
 def _rewrite_slice(model: ir.Model, node: ir.Node, plan: Plan, codes: Codes, axis: int) -> None:
-    if len(node.inputs) < 3:
-        raise LstmoptError(
-            f"Slice {node.name}", "has its bounds as attributes", "export with opset 10 or newer"
+    old_form = len(node.inputs) < 3  # before opset 10 the bounds are attributes
+    if old_form:
+        starts, ends, axes = (
+            np.array(node.attributes[name].as_ints(), np.int64) if name in node.attributes else None
+            for name in ("starts", "ends", "axes")
         )
-    starts, ends = constant_value(node.inputs[1]), constant_value(node.inputs[2])
-    axes = constant_value(node.inputs[3]) if len(node.inputs) > 3 else None
+    else:
+        starts, ends = constant_value(node.inputs[1]), constant_value(node.inputs[2])
+        axes = constant_value(node.inputs[3]) if len(node.inputs) > 3 else None
     steps = constant_value(node.inputs[4]) if len(node.inputs) > 4 else None
     count = codes.ndim if starts is None else len(starts)
     order = list(range(count)) if axes is None else [int(item) % codes.ndim for item in axes]
@@ -125,7 +128,7 @@ def _rewrite_slice(model: ir.Model, node: ir.Node, plan: Plan, codes: Codes, axi
         # All of it, as where layers lie side by side on another axis: it stays all of it.
         new_ends = ends.copy()
         new_ends[index] = np.iinfo(ends.dtype).max
-        replace_constant(model, node, 2, new_ends)
+        _set_bounds(model, node, starts, new_ends)
         return
     line = _line(codes, axis)
     positions = plan.positions(line)
@@ -137,8 +140,20 @@ def _rewrite_slice(model: ir.Model, node: ir.Node, plan: Plan, codes: Codes, axi
         )
     new_starts, new_ends = starts.copy(), ends.copy()
     new_starts[index], new_ends[index] = len(plan.positions(line[:begin])), len(plan.positions(line[:end]))
-    replace_constant(model, node, 1, new_starts)
-    replace_constant(model, node, 2, new_ends)
+    _set_bounds(model, node, new_starts, new_ends)
+
+
+def _set_bounds(
+    model: ir.Model, node: ir.Node, starts: npt.NDArray[Any], ends: npt.NDArray[Any]
+) -> None:
+    """Gives a Slice other bounds, where it has them: as attributes before opset 10, as inputs since."""
+    import onnx_ir as ir
+
+    for position, (name, bounds) in enumerate((("starts", starts), ("ends", ends)), start=1):
+        if len(node.inputs) < 3:
+            node.attributes[name] = ir.AttrInt64s(name, [int(bound) for bound in bounds])
+        else:
+            replace_constant(model, node, position, bounds)
 
 
 def _rewrite_gather(model: ir.Model, node: ir.Node, plan: Plan, codes: Codes, axis: int) -> None:
