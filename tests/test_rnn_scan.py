@@ -190,3 +190,66 @@ def test_it_is_known_where_other_shapes_might_decide_otherwise() -> None:
     fixed = branching([*size, *named], [])
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 5
     assert shapes_of(fixed, [{"x": feeds[0]["x"]}]) == []
+
+
+def resampled(more: list[onnx.NodeProto], **constants: Any) -> onnx.ModelProto:
+    """The first half of the steps, their number computed in floats, with operators behind it."""
+    node, info = helper.make_node, helper.make_tensor_value_info
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "zero"], ["t"]),
+        node("Cast", ["t"], ["tf"], to=TensorProto.FLOAT),
+        node("Div", ["tf", "two"], ["h"]),
+        node("Floor", ["h"], ["hf"]),
+        node("Cast", ["hf"], ["hi"], to=TensorProto.INT64),
+        node("Unsqueeze", ["hi", "axis"], ["hu"]),
+        node("Slice", ["x", "axis", "hu", "axis"], ["z"]),
+        *more,
+    ]
+    held = {"zero": np.int64(0), "two": np.float32(2), "axis": np.array([0]), **constants}
+    graph = helper.make_graph(
+        nodes,
+        "resampled",
+        [info("x", TensorProto.FLOAT, ["steps", 2])],
+        [info("y", TensorProto.FLOAT, [None, 2])],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in held.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+@pytest.mark.parametrize("steps", [5, 4099, 70000])
+def test_half_leaves_sizes_that_are_computed_in_floats(steps: int) -> None:
+    model = resampled([helper.make_node("Div", ["z", "two"], ["y"])])  # data reads the constant as well
+    half = ir.to_proto(rewrite(ir.from_proto(model), Half()))
+    onnx.checker.check_model(half, full_check=True)
+    feeds = {"x": np.random.default_rng(0).standard_normal((steps, 2)).astype(np.float32)}
+    got, expected = in_onnxruntime(half, feeds)["y"], in_onnxruntime(model, feeds)["y"]
+    assert got.shape == expected.shape == (steps // 2, 2)
+    assert 0 < np.abs(got - expected).max() < 2e-3
+
+
+def test_half_refuses_sizes_that_are_data_too() -> None:
+    model = resampled([helper.make_node("Mul", ["z", "hf"], ["y"])])
+    with pytest.raises(LstmoptError, match="sizes or indices are computed, and data as well.*use f32"):
+        rewrite(ir.from_proto(model), Half())
+
+
+@pytest.mark.parametrize(
+    ("value", "refused"), [(1e-8, True), ([0.0, -2e-9], True), (1e-7, False), (0.0, False)]
+)
+def test_half_refuses_constants_that_would_be_0(value: Any, refused: bool) -> None:
+    model = resampled([helper.make_node("Add", ["z", "eps"], ["y"])], eps=np.array(value, np.float32))
+    if refused:
+        with pytest.raises(LstmoptError, match="'eps': holds .*, which is 0 in f16 .Add reads it.; use f32"):
+            rewrite(ir.from_proto(model), Half())
+    else:
+        rewrite(ir.from_proto(model), Half())
+
+
+def test_half_rounds_small_weights_away() -> None:
+    model = resampled(
+        [helper.make_node("MatMul", ["z", "w"], ["y"])], w=np.array([[1e-9, 1], [1, 1]], np.float32)
+    )
+    rewrite(ir.from_proto(model), Half())

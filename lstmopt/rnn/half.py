@@ -8,12 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from lstmopt.errors import LstmoptError
+from lstmopt.rnn.exact import KEPT, refuse_small, sizes_in_floats
+from lstmopt.rnn.writer import free_name
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 LARGEST = float(np.finfo(np.float16).max)
-
-KEPT = {"Resize": (1, 2), "Upsample": (1,), "QuantizeLinear": (1,), "DequantizeLinear": (1,)}
-"""Inputs that ONNX wants in f32 whatever the rest is."""
 
 TYPED = {"Cast": "to", "RandomNormal": "dtype", "RandomUniform": "dtype", "EyeLike": "dtype"}
 """Operators that name a type."""
@@ -23,9 +22,10 @@ class Half(ir.passes.InPlacePass):
     """Makes every f32 tensor of a model f16, W, R, B of its layers among them.
 
     The model's inputs and outputs keep their types: a Cast stands after the ones, before the others.
+    Sizes and indices that are computed in floats stay in f32.
 
     Raises:
-        LstmoptError: a weight is beyond f16.
+        LstmoptError: a weight is beyond f16, an epsilon or a bound would be 0 in it, or sizes are data too.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -33,7 +33,17 @@ class Half(ir.passes.InPlacePass):
         graph = model.graph
         inputs = [value for value in graph.inputs if value.dtype == FLOAT and not value.is_initializer()]
         outputs = [index for index, value in enumerate(graph.outputs) if value.dtype == FLOAT]
-        _convert(graph)
+        sizes = sizes_in_floats(model)
+        exact = set(sizes.values)
+        for number, ((node, position), array) in enumerate(sizes.constants.items()):
+            # A copy of its own: others may read the constant in f16.
+            name = free_name(graph, f"size_operand_{number}")
+            copy = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+            copy.type, copy.shape = ir.TensorType(ir.DataType.from_numpy(array.dtype)), ir.Shape(array.shape)
+            graph.register_initializer(copy)
+            node.replace_input_with(position, copy)
+            exact.add(copy)
+        _convert(graph, exact)
         for value in inputs:
             value.type = ir.TensorType(FLOAT)
             _cast_input(graph, value)
@@ -42,9 +52,9 @@ class Half(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, True)
 
 
-def _convert(graph: ir.Graph) -> None:
-    """Makes the tensors of a graph and of its subgraphs f16."""
-    kept = {
+def _convert(graph: ir.Graph, exact: set[ir.Value]) -> None:
+    """Makes the tensors of a graph and of its subgraphs f16, but for the exact ones."""
+    kept = exact | {
         node.inputs[position]
         for node in graph
         for position in KEPT.get(node.op_type, ())
@@ -52,7 +62,7 @@ def _convert(graph: ir.Graph) -> None:
     }
     for value in graph.initializers.values():
         if value.dtype == FLOAT and value not in kept and value.const_value is not None:
-            value.const_value = _half(value.const_value, str(value.name))
+            value.const_value = _half(value.const_value, str(value.name), [value])
     for value in (*graph.inputs, *graph.initializers.values()):
         if value.dtype == FLOAT and value not in kept:
             value.type = ir.TensorType(HALF)
@@ -61,20 +71,23 @@ def _convert(graph: ir.Graph) -> None:
         for name, attribute in list(node.attributes.items()):
             kind = attribute.type.name
             if kind == "GRAPH":
-                _convert(attribute.as_graph())
+                _convert(attribute.as_graph(), exact)
             elif kind == "GRAPHS":
                 for body in attribute.as_graphs():
-                    _convert(body)
+                    _convert(body, exact)
             elif kind == "TENSOR" and wanted and attribute.as_tensor().dtype == FLOAT:
                 where = str(node.outputs[0].name)
-                node.attributes[name] = ir.AttrTensor(name, _half(attribute.as_tensor(), where))
+                node.attributes[name] = ir.AttrTensor(
+                    name, _half(attribute.as_tensor(), where, list(node.outputs))
+                )
             elif name in ("value_float", "value_floats") and node.op_type == "Constant" and wanted:
                 del node.attributes[name]
                 array = np.asarray(attribute.value, np.float32)
                 node.attributes["value"] = ir.AttrTensor(
-                    "value", _half(ir.Tensor(array), str(node.outputs[0].name))
+                    "value", _half(ir.Tensor(array), str(node.outputs[0].name), list(node.outputs))
                 )
-        _retype(node)
+        if not exact & set(node.outputs):
+            _retype(node)
         for value in node.outputs:
             if value.dtype == FLOAT and wanted:
                 value.type = ir.TensorType(HALF)
@@ -95,13 +108,14 @@ def _retype(node: ir.Node) -> None:
             node.attributes["dtype"] = ir.AttrInt64("dtype", HALF)
 
 
-def _half(tensor: ir.TensorProtocol, name: str) -> ir.Tensor[Any]:
+def _half(tensor: ir.TensorProtocol, name: str, values: list[ir.Value]) -> ir.Tensor[Any]:
     array = tensor.numpy()
     finite = array[np.isfinite(array)]
     if finite.size and float(np.abs(finite).max()) > LARGEST:
         raise LstmoptError(
             f"tensor {name!r}", f"holds {np.abs(finite).max():.3g}, beyond f16's {LARGEST:.0f}", "use f32"
         )
+    refuse_small(array, name, values)
     return ir.Tensor(np.asarray(array.astype(np.float16), order="C"), name=tensor.name)
 
 

@@ -143,9 +143,7 @@ def _rewrite_slice(model: ir.Model, node: ir.Node, plan: Plan, codes: Codes, axi
     _set_bounds(model, node, new_starts, new_ends)
 
 
-def _set_bounds(
-    model: ir.Model, node: ir.Node, starts: npt.NDArray[Any], ends: npt.NDArray[Any]
-) -> None:
+def _set_bounds(model: ir.Model, node: ir.Node, starts: npt.NDArray[Any], ends: npt.NDArray[Any]) -> None:
     """Gives a Slice other bounds, where it has them: as attributes before opset 10, as inputs since."""
     import onnx_ir as ir
 
