@@ -9,7 +9,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 
+from lstmopt.bridge.deployed import DeployedModule
 from lstmopt.errors import LstmoptError
 from lstmopt.measure.bare import random_layer
 from lstmopt.rnn.cells import LSTM
@@ -19,6 +21,7 @@ from lstmopt.runtimes import cuda, open_session, runtime
 from lstmopt.runtimes.cudnn import CuDnnSession
 from tests.recurrent import feeds_of, in_onnxruntime, recurrent
 from tests.test_cli_errors import call, refused
+from tests.test_rnn_scan import resampled
 
 ENGINE = runtime("cudnn")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(cuda.gpu() is None, reason="no GPU"))]
@@ -211,6 +214,92 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     save_model(rnn_model(weights), tmp_path / "m.onnx")
     with pytest.raises(LstmoptError, match="is beyond f16; use f32"):
         ENGINE.build(tmp_path / "m.onnx", "f16", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("op", "number", "said"),
+    [("Mul", -1e9, "'k': holds 1e\\+09, beyond f16"), ("Add", 1e-8, "'k': holds 1e-08, which is 0 in f16")],
+)
+def test_constants_that_f16_falsifies_are_refused(op: str, number: float, said: str, tmp_path: Path) -> None:
+    info, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
+    layer = recurrent()
+    layer.graph.node.append(node(op, ["y", "k"], ["z"]))
+    layer.graph.initializer.append(onnx.numpy_helper.from_array(np.array(number, np.float32), "k"))
+    layer.graph.output.append(info("z", onnx.TensorProto.FLOAT, None))
+    with pytest.raises(LstmoptError, match=said):
+        DeployedModule(ir.from_proto(layer), "f16", "cpu")
+    DeployedModule(ir.from_proto(layer), "f32", "cpu")
+
+
+def test_sizes_in_floats_are_refused_in_f16() -> None:
+    model = ir.from_proto(resampled([onnx.helper.make_node("Neg", ["z"], ["y"])]))
+    with pytest.raises(LstmoptError, match="computes sizes or indices in floats; use f32"):
+        DeployedModule(model, "f16", "cpu")
+    x = np.ones((4099, 2), np.float32)
+    got = DeployedModule(model, "f32", "cpu")({"x": torch.from_numpy(x)})["y"]
+    assert tuple(got.shape) == (2049, 2)
+
+
+def mixed_stack(kind: str, bidirectional: bool, reset: int) -> onnx.ModelProto:
+    """Three layers in a row, the first without states, the second without B."""
+    rng = np.random.default_rng(8)
+    gates, directions, size = {"LSTM": 4, "GRU": 3}[kind], 1 + bidirectional, 40
+    node, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    nodes, constants = [], {"axis": np.array([1]), "joined": np.array([0, 0, -1])}
+    inputs, outputs = [info("x", onnx.TensorProto.FLOAT, ["steps", "batch", 24])], []
+    before, width = "x", 24
+    for k in range(3):
+        shapes = {f"w{k}": (directions, gates * size, width), f"r{k}": (directions, gates * size, size)}
+        if k != 1:
+            shapes[f"b{k}"] = (directions, 2 * gates * size)
+        for name, shape in shapes.items():
+            constants[name] = (0.3 * rng.standard_normal(shape)).astype(np.float32)
+        states = [f"{name}{k}" for name in ("hc" if kind == "LSTM" else "h")]
+        given = states if k else []
+        form: dict[str, Any] = {"hidden_size": size}
+        form |= {"linear_before_reset": reset} if kind == "GRU" else {}
+        form |= {"direction": "bidirectional"} if bidirectional else {}
+        operands = [before, f"w{k}", f"r{k}", f"b{k}" if k != 1 else "", "", *given]
+        results = [f"{name}_out" for name in states]
+        nodes.append(node(kind, operands, [f"y{k}", *results], **form))
+        inputs += [info(name, onnx.TensorProto.FLOAT, [directions, "batch", size]) for name in given]
+        outputs += [info(name, onnx.TensorProto.FLOAT, [directions, "batch", size]) for name in results]
+        if bidirectional:
+            nodes.append(node("Transpose", [f"y{k}"], [f"t{k}"], perm=[0, 2, 1, 3]))
+            nodes.append(node("Reshape", [f"t{k}", "joined"], [f"z{k}"]))
+        else:
+            nodes.append(node("Squeeze", [f"y{k}", "axis"], [f"z{k}"]))
+        before, width = f"z{k}", directions * size
+    outputs.append(info(before, onnx.TensorProto.FLOAT, ["steps", "batch", width]))
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "mixed", inputs, outputs, tensors)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("kind", "reset"), [("LSTM", 0), ("GRU", 0), ("GRU", 1)])
+def test_a_batch_may_change_within_a_session(kind: str, reset: int, bidirectional: bool, device: str) -> None:
+    model = mixed_stack(kind, bidirectional, reset)
+    module = DeployedModule(ir.from_proto(model), "f32", device)
+    rng = np.random.default_rng(9)
+    for form in module.forms:
+        module.form = form
+        for steps, batch in ((5, 3), (7, 1), (5, 8), (5, 3)):
+            sizes = {"steps": steps, "batch": batch}
+            feeds = {
+                value.name: rng.standard_normal(
+                    [sizes.get(axis.dim_param, axis.dim_value) for axis in value.type.tensor_type.shape.dim]
+                ).astype(np.float32)
+                for value in model.graph.input
+            }
+            expected = in_onnxruntime(model, feeds)
+            with torch.inference_mode():
+                got = module({name: torch.from_numpy(array).to(device) for name, array in feeds.items()})
+            for name, array in expected.items():
+                assert tuple(got[name].shape) == array.shape
+                error = np.abs(got[name].cpu().numpy() - array).max()
+                assert error < 1e-5 * np.ptp(array), (form, batch, name)
 
 
 @pytest.mark.skipif(cuda.gpu() is not None, reason="there is a GPU")

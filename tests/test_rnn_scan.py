@@ -242,7 +242,7 @@ def test_half_refuses_sizes_that_are_data_too() -> None:
 def test_half_refuses_constants_that_would_be_0(value: Any, refused: bool) -> None:
     model = resampled([helper.make_node("Add", ["z", "eps"], ["y"])], eps=np.array(value, np.float32))
     if refused:
-        with pytest.raises(LstmoptError, match="'eps': holds .*, 0 in f16 .Add reads it.; use f32"):
+        with pytest.raises(LstmoptError, match="'eps': holds .*, which is 0 in f16 .Add reads it.; use f32"):
             rewrite(ir.from_proto(model), Half())
     else:
         rewrite(ir.from_proto(model), Half())

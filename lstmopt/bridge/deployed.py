@@ -15,6 +15,7 @@ from lstmopt.bridge.node import Node
 from lstmopt.bridge.program import Program
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.cells import CELLS, CellSpec
+from lstmopt.rnn.half import check_half
 
 FORMS = ("apart", "stacked", "padded")
 """How layers in a row are run.
@@ -45,7 +46,8 @@ class DeployedModule:
         form: the one in which it runs.
 
     Raises:
-        LstmoptError: the graph holds what the bridge does not compute.
+        LstmoptError: the graph holds what the bridge does not compute; in f16, a constant that is beyond it
+            or would be 0 in it, or sizes that are computed in floats.
     """
 
     def __init__(self, model: ir.Model, precision: str, device: str) -> None:
@@ -61,6 +63,8 @@ class DeployedModule:
         for name, weight in module.weights.items():
             if weight.numel() and float(weight.abs().max()) > torch.finfo(dtype).max:
                 raise LstmoptError(f"weight {name}", "is beyond f16", "use f32")
+        if precision == "f16":
+            check_half(model)
         runs = _runs(module.program, held)
         self._programs = {}
         for form in FORMS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,9 +65,10 @@ def refuse_small(array: Array, name: str, values: list[ir.Value]) -> None:
                 seen.update(new)
                 pending += new
             elif use.node.op_type not in PRODUCTS and use.idx not in KEPT.get(use.node.op_type, ()):
+                first = float(array[gone].flat[0])
                 raise LstmoptError(
                     f"constant {name!r}",
-                    f"holds {float(array[gone].flat[0]):.3g}, 0 in f16 ({use.node.op_type} reads it)",
+                    f"holds {first:.3g}, which is 0 in f16 ({use.node.op_type} reads it)",
                     "use f32",
                 )
 
@@ -171,12 +172,11 @@ def _region(start: ir.Value, whole: set[ir.Value]) -> _Region:
 def _from_integers(model: ir.Model) -> set[ir.Value]:
     """Returns the values that are integers, or computed from integers and constants alone."""
     found = {value for value in model.graph.inputs if _is_whole(value.dtype)}
-    constant: Callable[[ir.Value], bool] = lambda value: constant_value(value) is not None  # noqa: E731
     for node in model.graph.all_nodes():
         arithmetic = node.op_type in ALL | FIRST
         data = [value for _, value in _data(node)] if arithmetic else []
         computed = any(value in found for value in data) and all(
-            value in found or constant(value) for value in data
+            value in found or constant_value(value) is not None for value in data
         )
         for value in node.outputs:
             if computed or _is_whole(value.dtype) or node.op_type in ("Shape", "Size"):

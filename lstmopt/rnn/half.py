@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lstmopt.errors import LstmoptError
+from lstmopt.rnn.constants import constant_value
 from lstmopt.rnn.exact import KEPT, refuse_small, sizes_in_floats
 from lstmopt.rnn.writer import free_name
 
@@ -50,6 +51,33 @@ class Half(ir.passes.InPlacePass):
         for index in outputs:
             graph.outputs[index] = _cast_output(graph, graph.outputs[index])
         return ir.passes.PassResult(model, True)
+
+
+def check_half(model: ir.Model) -> None:
+    """Refuses a model that cannot be computed in f16 throughout, without changing it.
+
+    Raises:
+        LstmoptError: a constant is beyond f16, an epsilon or a bound would be 0 in it, or sizes or indices
+            are computed in floats.
+    """
+    sizes = sizes_in_floats(model)
+    for node, _ in sizes.constants:
+        raise LstmoptError(
+            f"node {node.name or node.outputs[0].name}", "computes sizes or indices in floats", "use f32"
+        )
+    graphs = [model.graph]
+    for node in model.graph.all_nodes():
+        for attribute in node.attributes.values():
+            if attribute.type.name == "GRAPH":
+                graphs.append(attribute.as_graph())
+        value = node.outputs[0] if node.op_type == "Constant" else None
+        array = None if value is None else constant_value(value)
+        if value is not None and array is not None and array.dtype == np.float32:
+            _half(ir.Tensor(array), str(value.name), [value])
+    for graph in graphs:
+        for value in graph.initializers.values():
+            if value.dtype == FLOAT and value.const_value is not None and value.uses():
+                _half(value.const_value, str(value.name), [value])
 
 
 def _convert(graph: ir.Graph, exact: set[ir.Value]) -> None:
