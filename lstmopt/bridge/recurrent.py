@@ -21,7 +21,7 @@ Step = Callable[[Tensor, States], States]
 
 
 def _named(name: str, alpha: float | None, beta: float | None) -> Activation | None:
-    """Returns an activation of ONNX's recurrent operators, ONNX Runtime's parameters where none are given."""
+    """Returns an activation of ONNX's recurrent operators; ONNX Runtime's parameters where none is given."""
     a = alpha if alpha is not None else ALPHAS.get(name.lower(), 0.0)
     b = beta if beta is not None else BETAS.get(name.lower(), 0.0)
     known: dict[str, Activation] = {
@@ -104,6 +104,8 @@ def _operands(
     states = tuple(zero if state is None else state.to(x.dtype) for state in given)
     if lengths is not None and bool((lengths >= x.shape[0]).all()):
         lengths = None
+    if lengths is not None:
+        states = tuple(_begun(state, lengths) for state in states)
     backward = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
     if node.run.training and node.run.dropout > 0 and node.drop_input:
         x = F.dropout(x, node.run.dropout)
@@ -117,6 +119,11 @@ def _results(node: Node, y: Tensor, states: States) -> States:
     if node.get("layout", 0):
         return (y.permute(2, 0, 1, 3), *(state.transpose(0, 1) for state in states))
     return (y, *states)
+
+
+def _begun(values: Tensor, lengths: Tensor) -> Tensor:
+    """Returns values ``[..., batch, hidden]``, zeros for sequences of length 0, as of ONNX Runtime."""
+    return values.masked_fill((lengths < 1).unsqueeze(-1), 0)
 
 
 def _turn(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -160,11 +167,14 @@ def _packed(
     options: tuple[Any, ...],
     stateful: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The same over sequences of unequal lengths; outputs beyond a length are 0."""
+    """The same over sequences of unequal lengths; outputs beyond a length are 0.
+
+    torch packs no sequence of length 0: such a one runs for a step, and what it leaves is dropped.
+    """
     from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
     assert call.lengths is not None
-    packed = pack_padded_sequence(x, call.lengths, enforce_sorted=False)
+    packed = pack_padded_sequence(x, call.lengths.clamp(min=1), enforce_sorted=False)
     assert packed.sorted_indices is not None and packed.unsorted_indices is not None
     states = [state.index_select(1, packed.sorted_indices) for state in call.states]
     data, *last = function(
@@ -172,7 +182,8 @@ def _packed(
     )
     output = PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
     y, _ = pad_packed_sequence(output, total_length=x.shape[0])
-    return y, [state.index_select(1, packed.unsorted_indices) for state in last]
+    last = [state.index_select(1, packed.unsorted_indices) for state in last]
+    return _begun(y, call.lengths), [_begun(state, call.lengths) for state in last]
 
 
 def _reorder(matrix: Tensor, order: tuple[int, ...]) -> Tensor:
