@@ -21,6 +21,7 @@ from lstmopt.rnn.reader import INITIAL_C, INITIAL_H, find_rnns
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.writer import rnn_model
 from tests.graphs import Builder, Drawn, feeds_for, lstm_graphs
+from tests.recurrent import recurrent
 from tests.test_rnn_reader import random_weights
 
 SETTINGS = dict(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -155,3 +156,18 @@ def test_the_stage_adds_its_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     after = Simplify().run(Some(model))
     assert after.notes[0] == "first" and "broken" in after.notes[1]
     assert Simplify.needs == ("model",) and Simplify.gives == ("model",) and Simplify().name == "simplify"
+
+
+def test_inputs_with_a_default_are_told() -> None:
+    proto = recurrent(states=True)
+    for value in proto.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            dim.dim_value = dim.dim_value or 3
+    for state in proto.graph.input[1:]:
+        sizes = [dim.dim_value for dim in state.type.tensor_type.shape.dim]
+        zeros = onnx.numpy_helper.from_array(np.zeros(sizes, np.float32), state.name)
+        proto.graph.initializer.append(zeros)
+    names = [state.name for state in proto.graph.input[1:]]
+    model, notes = simplify(ir.from_proto(proto))
+    assert f"inputs that have a default are constants now: {', '.join(names)}" in notes
+    assert not set(names) & {value.name for value in model.graph.inputs if not value.is_initializer()}

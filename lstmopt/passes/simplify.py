@@ -53,6 +53,10 @@ class Simplify:
         return replace(state, model=model, notes=(*state.notes, *notes))
 
 
+SHOWN = 4
+"""Names that a note lists."""
+
+
 def simplify(model: ir.Model, *, timeout: float = 300.0) -> tuple[ir.Model, tuple[str, ...]]:
     """Simplifies a copy of a model.
 
@@ -67,6 +71,7 @@ def simplify(model: ir.Model, *, timeout: float = 300.0) -> tuple[ir.Model, tupl
         The simplified copy, or the best that passed the check (the model itself in the worst case), and
         notes on what was recognised and what was given up.
     """
+    defaults = [str(value.name) for value in model.graph.inputs if value.is_initializer() and value.uses()]
     recognised = recognise(model)
     model = recognised.model
     try:
@@ -74,6 +79,9 @@ def simplify(model: ir.Model, *, timeout: float = 300.0) -> tuple[ir.Model, tupl
     except LstmoptError as error:
         return model, (f"not simplified: {error.fault}, so nothing could be checked",)
     notes = list(recognised.notes)
+    if defaults:
+        more = f" and {len(defaults) - SHOWN} more" if len(defaults) > SHOWN else ""
+        notes.append(f"inputs that have a default are constants now: {', '.join(defaults[:SHOWN])}{more}")
     best, fault = model, ""
     try:
         candidate = _restore_interface(_onnxsim(model, timeout), model)
