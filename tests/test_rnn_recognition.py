@@ -151,6 +151,23 @@ def test_near_misses_are_left_with_a_remark() -> None:
     assert not found.layers and "from one end to the other" in found.faults[0]
 
 
+@pytest.mark.parametrize(
+    ("capped", "said"),
+    [
+        ("count", "a Min is in its count"),
+        ("index", "a Min is in its count"),
+        ("slice", "the whole of a longer input"),
+        ("condition", "the whole of a longer input"),
+    ],
+)
+def test_loops_that_stop_short_of_long_inputs_are_left(capped: str, said: str) -> None:
+    model = looped(lstm_step(Weights(4), "tensorflow"), 2, capped=capped)
+    found = recognise(model)
+    assert not found.layers and any(said in fault for fault in found.faults)
+    feeds = example_inputs(model, 0, {"batch": 2, "time": 210})
+    np.testing.assert_array_equal(run_model(found.model, feeds)["y"], run_model(model, feeds)["y"])
+
+
 def test_other_functions_are_no_cells() -> None:
     model = unrolled(hard(lstm_step(Weights(4), "torch")), 2)
     found = recognise(model)

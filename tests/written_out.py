@@ -244,13 +244,27 @@ def scanned(step: Step, states: int, *, backward: bool = False, opset: int = 17)
 
 
 def looped(
-    step: Step, states: int, *, backward: bool = False, counter: bool = False, skip_last: bool = False
+    step: Step,
+    states: int,
+    *,
+    backward: bool = False,
+    counter: bool = False,
+    skip_last: bool = False,
+    capped: str = "",
 ) -> ir.Model:
-    """Returns a Loop over x [batch, time, input] as tf2onnx writes it: a count, and a Gather at it."""
+    """Returns a Loop over x [batch, time, input] as tf2onnx writes it: a count, and a Gather at it.
+
+    Where ``capped``, it is no layer beyond some steps: "count", "slice", "index" or "condition".
+    """
     g = Draft()
     length = g("Gather", g("Shape", "x"), g.const(1, np.int64), axis=0)
     if skip_last:
         length = g("Sub", length, g.const(1, np.int64))
+    if capped == "count":
+        length = g("Min", length, g.const(10, np.int64))
+    if capped == "slice":
+        few = g("Slice", "x", *(g.const([n], np.int64) for n in (0, 40, 1)))
+        length = g("Gather", g("Shape", few), g.const(1, np.int64), axis=0)
     last = g("Sub", length, g.const(1, np.int64))
     body = Draft("b_")
     at = "b_i"
@@ -259,10 +273,15 @@ def looped(
         body("Add", "b_count", body.const(1, np.int64), out="b_count_out")
     if backward:
         at = body("Sub", last, at)
+    if capped == "index":
+        at = body("Min", at, body.const(63, np.int64))
     x = body("Gather", "x", at, axis=1)
     h, c = step(body, x, "b_h", "b_c")
     names = ["h", "c"][:states]
-    body("Identity", "b_going", out="b_going_out")
+    if capped == "condition":
+        body("Less", "b_i", body.const(200, np.int64), out="b_going_out")
+    else:
+        body("Identity", "b_going", out="b_going_out")
     body("Identity", h, out="b_h_out")
     if states == 2:
         body("Identity", c, out="b_c_out")

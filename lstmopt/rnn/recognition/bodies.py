@@ -20,6 +20,20 @@ from lstmopt.rnn.weights import RnnWeights
 MOST_STEPS = 64
 """Of a loop that is run through to see which steps of its input it reads."""
 
+LENGTHS = (1, 65, 1000)
+"""Of a sequence whose axis is dynamic, besides those next to the numbers that its loop counts with."""
+
+LONGEST = 5000
+"""Steps that are counted one by one."""
+
+FAR = 1_000_000
+"""Steps of a loop whose trip count is a number that is computed before it."""
+
+BENDING = frozenset(
+    {"Min", "Max", "Clip", "Where", "Mod", "ReduceMin", "ReduceMax", "ArgMin", "ArgMax", "TopK", "If"}
+)
+"""Operators by which a count can be another one beyond some length."""
+
 Arrays = Mapping[ir.Value, Array]
 
 
@@ -280,6 +294,8 @@ def _loop_sources(frame: Frame, body: Body, counters: list[int]) -> tuple[Source
         if len(ways) != 1 or (len(lengths) < 2 and not fixed):
             raise Unfit("it could not be seen whether the loop reads the whole of its input")
         ((axis, reverse),) = ways
+        if not fixed:
+            _check_lengths(operand.value, Source(value, axis, reverse, operand.features), body, counters)
         sources.append(_source(value, axis, reverse, operand.features, body))
     return tuple(sources)
 
@@ -311,13 +327,133 @@ def _check_counts(region: Region, body: Body, *allowed: ir.Value) -> None:
             raise Unfit("how often the loop runs depends on the inputs' values")
 
 
-def _run_counts(body: Body, counters: list[int], call: Arrays) -> list[dict[ir.Value, Array]]:
+def _check_lengths(operand: ir.Value, source: Source, body: Body, counters: list[int]) -> None:
+    """Refuses a loop unless it reads the whole of a sequence of any length.
+
+    The counts are computed at many lengths, without the cell. What bends a count, such as Min, is refused.
+    """
+    node, graph = body.node, body.graph
+    counted = [graph.outputs[0], *(body.results[index] for index in counters)]
+    before = [v for v in (*node.inputs[:2], *(body.operands[index] for index in counters)) if v is not None]
+    reads = _region([operand], body)
+    before += [v for v in (*_region(counted, body).inputs, *reads.inputs) if v not in graph.inputs]
+    outside = [v for v in dict.fromkeys(before) if v is not source.value and body.constants.of(v) is None]
+    numbers, leaves = _counting([operand, *counted, *before], {source.value, *graph.inputs}, body.constants)
+    try:
+        region = Region(outside, leaves, body.constants, body.opset, outer=True) if outside else None
+        following = {leaf: _follows(leaf, source) for leaf in leaves}
+        first = body.calls[0]
+
+        def call_of(length: int) -> dict[ir.Value, Array]:
+            if region is None:
+                return dict(first)
+            feeds = {v: np.where(following[v], length, first[v]) for v in region.inputs if v in following}
+            return {**first, **dict(zip(outside, region.run(feeds), strict=True))}
+
+        for leaf in leaves:
+            numbers |= {int(size) for size in first[leaf].reshape(-1)}
+        near = {n + d for n in numbers for d in (-1, 0, 1) if 1 <= n + d < 2**31 - 2}
+        going = origin(graph.outputs[0])
+        always = body.constants.of(going)
+        by_limit = going is graph.inputs[1] or (always is not None and bool(always.all()))
+        if not by_limit and any(length > LONGEST for length in near):
+            raise Unfit("the loop counts with numbers that are too large to follow")
+        for length in sorted({*LENGTHS, *near, *([FAR] if by_limit else [LONGEST])}):
+            call = call_of(length)
+            limit = node.inputs[0]
+            if by_limit and (limit is None or int(body._outside(limit, call).reshape(-1)[0]) != length):
+                raise Unfit("the loop does not read the whole of a longer input")
+            if length > LONGEST:
+                continue
+            steps = _run_counts(body, counters, call, LONGEST)
+            if len(steps) != length:
+                raise Unfit("the loop does not read the whole of a longer input")
+            _check_reads(reads, source, call, steps)
+    except (LstmoptError, KeyError) as error:
+        raise Unfit("it could not be seen whether the loop reads the whole of its input") from error
+
+
+def _check_reads(region: Region, source: Source, call: Arrays, steps: list[dict[ir.Value, Array]]) -> None:
+    """Refuses a loop that reads another step than its own near the beginning, middle or end."""
+    length = len(steps)
+    shape = list(call[source.value].shape)
+    shape[source.axis] = length
+    sequence = np.random.default_rng(length).standard_normal(shape).astype(call[source.value].dtype)
+    for step in sorted({0, 1, length // 2, length - 2, length - 1} & set(range(length))):
+        piece = region.run({**call, source.value: sequence, **steps[step]})[0].reshape(-1)
+        place = length - 1 - step if source.reverse else step
+        expected = np.take(sequence, place, axis=source.axis).reshape(-1)
+        if not np.array_equal(piece, expected.astype(piece.dtype)):
+            raise Unfit("the loop does not read the whole of a longer input")
+
+
+def _counting(
+    values: list[ir.Value], ends: set[ir.Value], constants: Constants
+) -> tuple[set[int], list[ir.Value]]:
+    """Returns the whole numbers that values are computed with, and the shapes."""
+    numbers: set[int] = set()
+    leaves: dict[ir.Value, None] = {}
+    seen, pending = set(values), list(values)
+    while pending:
+        value = pending.pop()
+        array, node = constants.of(value), value.producer()
+        if value in ends:
+            continue
+        if array is not None:
+            if array.dtype.kind in "iuf" and array.size <= 16:
+                numbers |= {int(n) for n in array.reshape(-1) if np.isfinite(n)}
+        elif node is not None and node.op_type in ("Shape", "Size"):
+            leaves[value] = None
+        elif node is not None:
+            if node.op_type in BENDING:
+                raise Unfit(f"a {node.op_type} is in its count")
+            new = {item for item in node.inputs if item is not None} - seen
+            seen |= new
+            pending += new
+    return numbers, list(leaves)
+
+
+def _follows(leaf: ir.Value, source: Source) -> Array:
+    """Returns which entries of a Shape are the size of the sequence's axis."""
+    node = leaf.producer()
+    assert node is not None
+    value = node.inputs[0]
+    if value is None or value.shape is None or node.op_type != "Shape":
+        return np.asarray(False)
+    wanted = _axis_of(source.value, source.axis)
+    begin = node.attributes["start"].as_int() if "start" in node.attributes else None
+    end = node.attributes["end"].as_int() if "end" in node.attributes else None
+    named = None if source.value.shape is None else source.value.shape[source.axis]
+    name = None if named is None or isinstance(named, int) else named.value
+    found = []
+    for axis, size in enumerate(value.shape):
+        same = name is not None and not isinstance(size, int) and size.value == name
+        found.append(same or _axis_of(value, axis) == wanted)
+    return np.asarray(found[begin:end], bool)
+
+
+def _axis_of(value: ir.Value, axis: int) -> tuple[ir.Value, int]:
+    """Returns the value and axis that an axis has its size from, through what only moves it."""
+    while (node := value.producer()) is not None and node.op_type in ("Identity", "Cast", "Transpose"):
+        if node.inputs[0] is None:
+            break
+        if node.op_type == "Transpose":
+            if "perm" not in node.attributes:
+                break
+            axis = node.attributes["perm"].as_ints()[axis]
+        value = node.inputs[0]
+    return value, axis
+
+
+def _run_counts(
+    body: Body, counters: list[int], call: Arrays, longest: int = MOST_STEPS
+) -> list[dict[ir.Value, Array]]:
     """Returns the loop's counts in every step of a call: what the body is given beside its cell's states."""
     for outer in (*body.node.inputs[:2], *(body.operands[index] for index in counters)):
         if outer is not None and deciding_inputs(outer):
             raise Unfit("how often the loop runs depends on the inputs' values")
     limit = body.node.inputs[0]
-    most = MOST_STEPS + 1 if limit is None else int(body._outside(limit, call).reshape(-1)[0])
+    most = longest + 1 if limit is None else int(body._outside(limit, call).reshape(-1)[0])
     start = body.node.inputs[1]
     going = start is None or bool(body._outside(start, call).reshape(-1)[0])
     counts: dict[ir.Value, Array] = {}
@@ -333,7 +469,7 @@ def _run_counts(body: Body, counters: list[int], call: Arrays) -> list[dict[ir.V
     _check_counts(region, body)
     steps: list[dict[ir.Value, Array]] = []
     while going and len(steps) < most:
-        if len(steps) > MOST_STEPS:
+        if len(steps) > longest:
             raise Unfit("the loop runs on")
         given = {
             **counts,
