@@ -87,7 +87,7 @@ def test_a_broken_candidate_is_reported_and_does_not_ship(
     original, broken = candidates
     assert original.degradation.value == 0 and original.within_contract
     assert not math.isfinite(broken.degradation.value) and not broken.within_contract
-    made = report(state, candidates, choose(candidates, 0.01), comparison, None)
+    made = report(state, state.model, candidates, choose(candidates, 0.01), comparison, None)
     assert made.optimized.name == "original" and made.contract.met
     (record,) = (item for item in made.candidates if item.name == "pruned")
     assert record.degradation is None and record.degradation_interval is None and not record.within_contract
@@ -112,7 +112,7 @@ def test_infinite_degradations_are_kept_with_their_stage(folder: Path, tmp_path:
 def test_an_untrusted_measurement_publishes_no_ratio(folder: Path, tmp_path: Path, aa: float) -> None:
     ratio = measure.Ratio(value=aa, low=aa - 0.01, high=aa + 0.01)
     state, candidates, comparison = assessed(folder, tmp_path, "classes.npz", 1.0, aa=ratio)
-    made = report(state, candidates, candidates[0], comparison, None)
+    made = report(state, state.model, candidates, candidates[0], comparison, None)
     document = json.loads(made.text())
     assert document["measurement"]["trusted"] is (aa == 1.0)
     for name in ("latency_over_f32", "latency_over_best_peer"):
@@ -126,20 +126,20 @@ def test_interrupted_rounds_that_were_kept_are_noted(folder: Path, tmp_path: Pat
     for kept in (True, False):
         place = tmp_path / str(kept)
         state, candidates, comparison = assessed(folder, place, "classes.npz", 1.0, kept_interrupted=kept)
-        made = report(state, candidates, candidates[0], comparison, None)
+        made = report(state, state.model, candidates, candidates[0], comparison, None)
         assert (KEPT_INTERRUPTED in made.notes) is kept
 
 
 def test_the_contract_tells_how_few_the_data_are(folder: Path, tmp_path: Path) -> None:
     state, candidates, comparison = assessed(folder, tmp_path, "classes.npz", 1.0)
-    made = report(state, candidates, candidates[0], comparison, None)
+    made = report(state, state.model, candidates, candidates[0], comparison, None)
     assert made.contract.n == 6 and made.contract.too_few and made.contract.metric == "cross-entropy"
     assert any("too few" in line for line in made.lines)
 
 
 def test_the_contract_names_what_degrades(folder: Path, tmp_path: Path) -> None:
     state, candidates, comparison = assessed(folder, tmp_path, "answers.npz", 1.0)
-    made = report(state, candidates, candidates[0], comparison, None)
+    made = report(state, state.model, candidates, candidates[0], comparison, None)
     assert made.contract.metric == "mean square error"
     assert made.optimized.metric is not None and made.optimized.metric.name == "rmse"
 
@@ -147,7 +147,7 @@ def test_the_contract_names_what_degrades(folder: Path, tmp_path: Path) -> None:
 def test_agreement_reaches_the_report(folder: Path, tmp_path: Path) -> None:
     np.savez(folder / "plain.npz", x=X)
     state, candidates, comparison = assessed(folder, tmp_path, "plain.npz", 1.0)
-    made = report(state, candidates, candidates[0], comparison, None)
+    made = report(state, state.model, candidates, candidates[0], comparison, None)
     assert made.contract.agreement == made.peers[0].agreement == 1.0
     (record,) = (item for item in made.candidates if item.name == "pruned")
     assert record.agreement is not None and record.agreement < 1.0  # it always answers with the first class
