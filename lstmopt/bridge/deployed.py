@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from lstmopt.bridge.module import OnnxModule
 from lstmopt.bridge.node import Node
 from lstmopt.bridge.program import Program
+from lstmopt.bridge.recurrent import is_default, reorder
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.cells import CELLS, CellSpec
 from lstmopt.rnn.half import check_half
+from lstmopt.rnn.reader import INITIAL_H, SEQUENCE_LENS, B, P, R, W, X
 
 FORMS = ("apart", "stacked", "padded")
 """How layers in a row are run.
@@ -26,9 +28,6 @@ with zeros to multiples of 8 rows and 128 inputs, for which torch takes cuDNN's 
 
 ROWS, WIDTH = 8, 128
 MODULES = {"LSTM": nn.LSTM, "GRU": nn.GRU}
-X, W, R, B, LENGTHS, H, P = 0, 1, 2, 3, 4, 5, 7
-"""Positions of ONNX's operands."""
-
 Parts = tuple[Tensor, Tensor, Tensor | None]
 """W ``[directions, gates * hidden, input]``, R and B of a layer, gates in ONNX's order."""
 
@@ -110,7 +109,7 @@ class _Layers:
     def states(self, node: Node) -> tuple[int | None, ...]:
         """Returns the slots of a node's initial states."""
         given = (*node.inputs, *(None for _ in range(P)))
-        return given[H : H + len(self.cell.states)]
+        return given[INITIAL_H : INITIAL_H + len(self.cell.states)]
 
     @property
     def merged(self) -> Node:
@@ -132,15 +131,14 @@ def _plain(node: Node, held: Mapping[int, Tensor]) -> CellSpec | None:
     if cell is None or node.get("direction", "forward") == "reverse" or node.get("layout", 0):
         return None
     given = (*node.inputs, *(None for _ in range(P + 1)))
-    usual = cell.activations * (2 if node.get("direction", "forward") == "bidirectional" else 1)
-    named = tuple(name.lower() for name in node.get("activations") or usual)
+    directions = 2 if node.get("direction", "forward") == "bidirectional" else 1
     special = (
         node.get("clip") is not None
         or node.get("input_forget", 0)
         or (cell.reset and not node.get("linear_before_reset", 0))
-        or given[LENGTHS] is not None
+        or given[SEQUENCE_LENS] is not None
         or given[P] is not None
-        or named != tuple(name.lower() for name in usual)
+        or not is_default(node, cell, directions)
     )
     weights = all(slot in held for slot in (given[W], given[R])) and (given[B] is None or given[B] in held)
     return cell if weights and not special else None
@@ -154,42 +152,44 @@ def _runs(program: Program, held: Mapping[int, Tensor]) -> list[_Layers]:
         cell = _plain(node, held)
         if cell is None:
             continue
-        before = found[-1] if found else None
-        if before is not None and before.cell is cell and _follows(before, index, steps, program, held):
-            between = before.steps[-1] + 1
-            while node.inputs[X] not in steps[between].outputs:
-                between += 1
-            found[-1] = _Layers((*before.nodes, node), (*before.steps, between, index), cell)
+        before = found[-1] if found and found[-1].cell is cell else None
+        mover = None if before is None else _mover(before, index, steps, program, held)
+        if before is not None and mover is not None:
+            found[-1] = _Layers((*before.nodes, node), (*before.steps, mover, index), cell)
         else:
             found.append(_Layers((node,), (index,), cell))
     return found
 
 
-def _follows(
+def _mover(
     before: _Layers, index: int, steps: Sequence[Node], program: Program, held: Mapping[int, Tensor]
-) -> bool:
-    """Whether a layer reads the Y of one before, without its axis of one direction, and nobody else does."""
+) -> int | None:
+    """Returns the position of what hands the Y of a layer on to the next, without its axis of one direction.
+
+    None where it does more than that, or others read what they share.
+    """
     last, node = before.nodes[-1], steps[index]
     between = range(before.steps[-1] + 1, index)
     mover = next((k for k in between if node.inputs[X] in steps[k].outputs), None)
     if mover is None or steps[mover].op != "Squeeze" or steps[mover].inputs[0] != last.outputs[0]:
-        return False
+        return None
     axes = steps[mover].get("axes")
     if axes is None and len(steps[mover].inputs) > 1 and steps[mover].inputs[1] in held:
         axes = held[steps[mover].inputs[1]].tolist()  # type: ignore[index]
     if list(axes or ()) != [1]:
-        return False
+        return None
     own = {slot for step in before.nodes for slot in step.outputs if slot is not None}
     passed = {last.outputs[0], node.inputs[X]}
     # All run where the last one does: nothing may read their results before, or free what they read.
     read = {slot for layer in before.nodes for slot in layer.inputs}
     elsewhere = [step for k, step in enumerate(steps) if k not in (*before.steps, mover, index)]
     early = [steps[k] for k in between if k != mover]
-    return (
+    alone = (
         not passed & set(program.outputs)
         and not any(passed & set(step.inputs) for step in elsewhere)
         and not any(own & set(step.inputs) or read & set(step.release) for step in early)
     )
+    return mover if alone else None
 
 
 def _replaced(program: Program, runs: Sequence[_Run]) -> Program:
@@ -282,7 +282,6 @@ def _module(cell: CellSpec, parts: Sequence[Parts], padded: bool) -> Any:
     width = -(-w.shape[-1] // WIDTH) * WIDTH if padded else w.shape[-1]
     directions, hidden = r.shape[0], r.shape[-1]
     module = MODULES[cell.kind](width, hidden, len(parts), bidirectional=directions == 2)
-    order = list(cell.to_torch)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.zero_()
@@ -292,8 +291,7 @@ def _module(cell: CellSpec, parts: Sequence[Parts], padded: bool) -> Any:
                 kinds |= {"bias_ih": b[:, : b.shape[1] // 2], "bias_hh": b[:, b.shape[1] // 2 :]}
             for kind, tensor in kinds.items():
                 for direction, suffix in zip(range(directions), ("", "_reverse"), strict=False):
-                    gates = tensor[direction].chunk(len(order))
-                    values = torch.cat([gates[gate] for gate in order])
+                    values = reorder(tensor[direction], cell.to_torch)
                     parameter = getattr(module, f"{kind}_l{layer}{suffix}")
                     parameter[..., : values.shape[-1]].copy_(values)
     return module.eval().requires_grad_(False)

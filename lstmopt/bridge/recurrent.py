@@ -56,7 +56,8 @@ def _activations(node: Node, cell: CellSpec, directions: int) -> list[tuple[Acti
     return [tuple(made[i * each : (i + 1) * each]) for i in range(directions)]
 
 
-def _is_default(node: Node, cell: CellSpec, directions: int) -> bool:
+def is_default(node: Node, cell: CellSpec, directions: int) -> bool:
+    """Whether a node has its cell's usual activations."""
     names = tuple(node.get("activations") or ())
     return not names or tuple(name.lower() for name in names) == tuple(
         name.lower() for name in cell.activations * directions
@@ -141,9 +142,9 @@ def _fused(
     """Runs torch's kernel; Y is ``[sequence, directions, batch, hidden]``."""
     weights: list[Tensor] = []
     for direction in range(call.directions):
-        weights += [_reorder(call.w[direction], order), _reorder(call.r[direction], order)]
+        weights += [reorder(call.w[direction], order), reorder(call.r[direction], order)]
         if call.b is not None:
-            weights += [_reorder(half, order) for half in call.b[direction].chunk(2)]
+            weights += [reorder(half, order) for half in call.b[direction].chunk(2)]
     single_reverse = call.backward == (True,)
     x = _turn(call.x, call.lengths) if single_reverse else call.x
     steps, batch = x.shape[:2]
@@ -186,7 +187,7 @@ def _packed(
     return _begun(y, call.lengths), [_begun(state, call.lengths) for state in last]
 
 
-def _reorder(matrix: Tensor, order: tuple[int, ...]) -> Tensor:
+def reorder(matrix: Tensor, order: tuple[int, ...]) -> Tensor:
     """Puts the gates' rows into torch's order, differentiably."""
     gates = matrix.chunk(len(order))
     return torch.cat([gates[index] for index in order])
@@ -241,7 +242,7 @@ def lstm(
     call = _operands(node, x, w, r, b, lengths, [initial_h, initial_c])
     bound = node.get("clip")
     plain = p is None and bound is None and not node.get("input_forget", 0)
-    if plain and _is_default(node, LSTM, call.directions):
+    if plain and is_default(node, LSTM, call.directions):
         return _results(node, *_fused(_VF.lstm, call, LSTM.to_torch, stateful=True))
     activations = _activations(node, LSTM, call.directions)
 
@@ -282,7 +283,7 @@ def gru(
     """ONNX's GRU, either reset form."""
     call = _operands(node, x, w, r, b, lengths, [initial_h])
     bound, after = node.get("clip"), node.get("linear_before_reset", 0)
-    if after and bound is None and _is_default(node, GRU, call.directions):
+    if after and bound is None and is_default(node, GRU, call.directions):
         return _results(node, *_fused(_VF.gru, call, GRU.to_torch, stateful=False))
     activations = _activations(node, GRU, call.directions)
 
