@@ -229,6 +229,30 @@ def test_a_worker_loads_another_model_and_is_pinned(tmp_path: Path) -> None:
             worker.ready()
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(available_cores()) < 2, reason="needs cores")
+@pytest.mark.parametrize(("engine", "alone"), [("onnxruntime", True), ("cudnn", False)])
+def test_a_worker_of_a_gpu_loads_on_every_core(
+    engine: str, alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "noting.py").write_text(
+        "import os\n"
+        "class Session:\n"
+        "    def bind(self, feeds): return lambda: None\n"
+        "def opener(deployment, threads):\n"
+        "    deployment.file.with_suffix('.cores').write_text(str(len(os.sched_getaffinity(0))))\n"
+        "    return Session()\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    deployment = Deployment(runtime=engine, file=tmp_path / "none.onnx", precision="f32")
+    one = Candidate("one", deployment, [(1.0, {"x": np.zeros(1)})], opener="noting:opener")
+    with Worker(one, write_feeds(one, tmp_path / "feeds"), 1) as worker:
+        worker.ready()
+        assert os.sched_getaffinity(worker._process.pid) == set(available_cores()[-1:])
+    assert ((tmp_path / "none.cores").read_text() == "1") == alone
+    assert affordable([one]) == (4 if alone else 2)
+
+
 def test_files_beside_the_caller_do_not_break_workers(tmp_path: Path) -> None:
     """A bisect.py or json.py in the working folder, inputs named like parameters, relative paths."""
     for name in ("bisect.py", "json.py", "random.py"):

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from lstmopt.errors import LstmoptError
 from lstmopt.measure.fingerprint import available_cores
 from lstmopt.measure.statistics import FloatArray
+from lstmopt.runtimes import GPU_RUNTIMES
 from lstmopt.runtimes.base import Deployment
 
 Feeds = Mapping[str, npt.NDArray[Any]]
@@ -48,6 +49,11 @@ class Candidate:
     deployment: Deployment
     calls: Sequence[tuple[float, Feeds]]
     opener: str = "lstmopt.runtimes:open_session"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU works and the CPU waits."""
+        return self.deployment.runtime in {runtime.name for runtime in GPU_RUNTIMES}
 
     @property
     def bytes(self) -> int:
@@ -139,6 +145,7 @@ class Worker:
                     "opener": candidate.opener,
                     "threads": self._threads,
                     "cores": available_cores()[-self._threads :],
+                    "on_gpu": candidate.on_gpu,
                     "calls": [(share, str(path.absolute())) for share, path in calls],
                     "cold": self._cold,
                 }

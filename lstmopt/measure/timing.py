@@ -177,6 +177,8 @@ def _attempt(
 
 def affordable(candidates: Sequence[Candidate]) -> int:
     """Returns how many worker processes each of some candidates may have, by their number and memory."""
+    if all(candidate.on_gpu for candidate in candidates):
+        return PROCESSES[0]  # where the CPU's pages lie does not matter
     memory = LOADED * sum(candidate.bytes for candidate in candidates)
     return int(np.clip(min(WORKERS // len(candidates), MEMORY // max(1, memory)), *PROCESSES))
 

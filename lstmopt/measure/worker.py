@@ -55,11 +55,15 @@ def _load(spec: dict[str, Any]) -> Calls:
 
     from lstmopt.runtimes import Deployment
 
-    _take_core(spec["cores"])
+    if not spec["on_gpu"]:
+        _take_core(spec["cores"])  # before the runtime starts its threads
     module, _, function = spec["opener"].partition(":")
     opener = getattr(importlib.import_module(module), function)
     session = opener(Deployment.model_validate(spec["deployment"]), int(spec["threads"]))
-    return [(float(share), session.bind(load_file(path))) for share, path in spec["calls"]]
+    calls = [(float(share), session.bind(load_file(path))) for share, path in spec["calls"]]
+    if spec["on_gpu"]:
+        _take_core(spec["cores"])  # many processes on one core would load torch and CUDA one after the other
+    return calls
 
 
 def _take_core(cores: list[int]) -> None:
