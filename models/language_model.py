@@ -52,7 +52,8 @@ class LanguageModel(nn.Module):
 
     def zero_states(self, batch: int) -> list[Tensor]:
         """Returns the states of a start of text, each ``[1, batch, hidden]``."""
-        return [torch.zeros(1, batch, self.sizes.hidden) for _ in range(2 * self.sizes.layers)]
+        device = self.decoder.weight.device
+        return [torch.zeros(1, batch, self.sizes.hidden, device=device) for _ in range(2 * self.sizes.layers)]
 
 
 def columns(tokens: npt.NDArray[np.integer], batch: int) -> Tensor:
@@ -65,7 +66,8 @@ def columns(tokens: npt.NDArray[np.integer], batch: int) -> Tensor:
 @torch.no_grad()
 def loss_of(model: LanguageModel, tokens: npt.NDArray[np.integer], batch: int, window: int) -> float:
     """Returns the mean cross-entropy in nats a token, states carried through each column."""
-    data, states = columns(tokens, batch), model.zero_states(batch)
+    data = columns(tokens, batch).to(model.decoder.weight.device)
+    states = model.zero_states(batch)
     total, count = 0.0, 0
     for start in range(0, len(data) - 1, window):
         x = data[start : min(start + window, len(data) - 1)]

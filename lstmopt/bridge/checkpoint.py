@@ -23,7 +23,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any])
 
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
-    copies = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     save_file(copies, beside, metadata={"document": json.dumps(document)})
     with beside.open("rb") as file:
         os.fsync(file.fileno())

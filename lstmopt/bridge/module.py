@@ -70,6 +70,7 @@ class OnnxModule(nn.Module):
         super().__init__()
         graph = model.graph
         self._run, slots = Run(), Slots()
+        self._device = torch.device("cpu")
         names = {value: name for name, value in named_values(model).items()}
         trained = trained_values(model, names)
         held = held_constants(model, trained)
@@ -116,6 +117,31 @@ class OnnxModule(nn.Module):
     def held(self) -> dict[int, Tensor]:
         """Weights and other constants by the slots in which programs read them."""
         return {slot: getattr(self, key) for slot, key in self._constants}
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._device
+
+    def place(self, device: str | torch.device, dtype: torch.dtype | None = None) -> None:
+        """Moves it to a device. Sizes and axes stay where Python reads them.
+
+        Args:
+            device: such as "cuda".
+            dtype: what its weights and its other real constants become; None leaves their types.
+        """
+        self._device = torch.device(device)
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(self._device, dtype)
+        for key, buffer in dict(self.named_buffers()).items():
+            if buffer.is_floating_point():
+                setattr(self, key, buffer.to(self._device, dtype))
+        self.masks = {name: mask.to(self._device) for name, mask in self.masks.items()}
+        self.rounded = {name: weight.to(self._device) for name, weight in self.rounded.items()}
+
+    def placed(self, array: Array) -> Tensor:
+        """Returns an array as a tensor where the module computes."""
+        return torch.from_numpy(np.asarray(array, order="C")).to(self._device)
 
     @property
     def dropout(self) -> float:
@@ -199,7 +225,7 @@ class OnnxModule(nn.Module):
                 raise KeyError(f"no weight {name!r}")
             if tuple(mask.shape) != tuple(weights[name].shape):
                 raise ValueError(f"mask of {name}: shape {mask.shape}, weight {tuple(weights[name].shape)}")
-        self.masks = {name: torch.from_numpy(np.ascontiguousarray(mask)) for name, mask in masks.items()}
+        self.masks = {name: self.placed(mask) for name, mask in masks.items()}
         self.apply_masks()
 
     @property
@@ -265,10 +291,10 @@ def write_back(model: ir.Model, module: OnnxModule) -> ir.Model:
     copy = model.clone()
     values = named_values(copy)
     for entry in module.entries:
-        array = module.weights[entry.name].detach().numpy().astype(entry.dtype)
+        array = module.weights[entry.name].detach().cpu().numpy().astype(entry.dtype)
         mask = module.masks.get(entry.name)
         if mask is not None:
-            array = np.where(mask.numpy(), array, np.zeros((), array.dtype))
+            array = np.where(mask.cpu().numpy(), array, np.zeros((), array.dtype))
         array = np.ascontiguousarray(array)
         value = values[entry.name]
         if value.is_initializer():

@@ -134,11 +134,11 @@ class Pruner:
         """
         masks: dict[str, BoolArray] = {}
         for group, density in zip(self.groups, densities, strict=True):
-            weights = {m.weight: self._weights[m.weight].detach().numpy() for m in group.matrices}
+            weights = {m.weight: self._weights[m.weight].detach().cpu().numpy() for m in group.matrices}
             scores = _views(group, {name: np.abs(array) for name, array in weights.items()})
             kept = group.pattern.masks(scores, density * (1 - exchanged) if self.gradients else density)
             if self.gradients and exchanged > 0:
-                totals = {m.weight: np.abs(self.gradients[m.weight].numpy()) for m in group.matrices}
+                totals = {m.weight: np.abs(self.gradients[m.weight].cpu().numpy()) for m in group.matrices}
                 kept = group.pattern.masks(_with_growth(scores, kept, _views(group, totals)), density)
             for matrix in group.matrices:
                 whole = np.zeros(weights[matrix.weight].shape, dtype=np.bool_)

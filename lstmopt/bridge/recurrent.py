@@ -131,7 +131,7 @@ def _turn(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Reverses time, of each sequence within its own length."""
     if lengths is None:
         return x.flip(0)
-    steps = torch.arange(x.shape[0]).unsqueeze(1)
+    steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
     places = torch.where(steps < lengths, lengths - 1 - steps, steps)
     return x.gather(0, places.unsqueeze(-1).expand(x.shape))
 
@@ -156,7 +156,7 @@ def _fused(
         y, last = _packed(function, x, call, weights, options, stateful)
     y = _turn(y, call.lengths) if single_reverse else y
     if single_reverse and call.lengths is not None:
-        y = y * (torch.arange(steps).unsqueeze(1) < call.lengths).unsqueeze(-1)
+        y = y * (torch.arange(steps, device=y.device).unsqueeze(1) < call.lengths).unsqueeze(-1)
     return y.reshape(steps, batch, call.directions, -1).transpose(1, 2), tuple(last)
 
 
@@ -175,7 +175,7 @@ def _packed(
     from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
     assert call.lengths is not None
-    packed = pack_padded_sequence(x, call.lengths.clamp(min=1), enforce_sorted=False)
+    packed = pack_padded_sequence(x, call.lengths.clamp(min=1).cpu(), enforce_sorted=False)
     assert packed.sorted_indices is not None and packed.unsorted_indices is not None
     states = [state.index_select(1, packed.sorted_indices) for state in call.states]
     data, *last = function(
@@ -216,7 +216,7 @@ def _looped(call: _Call, steps: Sequence[Callable[[], tuple[Tensor, Step]]]) -> 
         if call.backward[direction]:
             y = _turn(y, call.lengths)
             if call.lengths is not None:
-                alive = torch.arange(len(ys)).unsqueeze(1) < call.lengths
+                alive = torch.arange(len(ys), device=y.device).unsqueeze(1) < call.lengths
                 y = y * alive.unsqueeze(-1)
         outputs.append(y)
         lasts.append(states)

@@ -35,16 +35,19 @@ class Rounding:
         if self._masks is not module.masks:
             self._masks, module.rounded = module.masks, {}
             self._places = {
-                matrix.weight: _places(matrix, module.masks[matrix.weight].numpy())
+                matrix.weight: _places(matrix, module.masks[matrix.weight].cpu().numpy())
                 for matrix in self._matrices
             }
         weights = module.weights
         for name, places in self._places.items():
             if name not in module.rounded:
                 module.rounded[name] = torch.zeros_like(weights[name], requires_grad=False)
-            exact, rounded = (t.detach().numpy().reshape(-1) for t in (weights[name], module.rounded[name]))
+            held = [tensor.detach().cpu() for tensor in (weights[name], module.rounded[name])]
+            exact, rounded = (tensor.numpy().reshape(-1) for tensor in held)
             for columns, entries in places:
                 rounded[entries] = self._format.round_weights(exact[entries], columns)
+            if module.device.type != "cpu":
+                module.rounded[name].copy_(held[1])
 
     def stop(self) -> None:
         """Lets the module compute with its weights themselves."""

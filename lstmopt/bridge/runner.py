@@ -55,12 +55,12 @@ class ModuleRunner:
         try:
             with torch.no_grad():
                 outputs = self._module(
-                    {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
+                    {name: self._module.placed(np.array(array)) for name, array in feeds.items()}
                 )
         finally:
             self._module.train(training)
         return {
-            name: value.float().numpy() if value.is_floating_point() else value.numpy()
+            name: (value.float() if value.is_floating_point() else value).cpu().numpy()
             for name, value in outputs.items()
         }
 
@@ -84,7 +84,7 @@ class Stream:
         """Returns the outputs of one call."""
         if self._interface.states and (batch.fresh or not self.states):
             zeros = self._interface.zero_states(self._infos, _width(self._interface, batch))
-            self.states = {name: torch.from_numpy(array) for name, array in zeros.items()}
+            self.states = {name: self.module.placed(array) for name, array in zeros.items()}
         outputs: dict[str, Tensor] = self.module({**feeds, **self.states})
         self.states = {
             name: value.float() if value.is_floating_point() else value
@@ -111,10 +111,10 @@ def output_variances(
     values: dict[str, list[Array]] = {port.name: [] for port in ports}
     with torch.no_grad():
         for batch in islice(batches, count):
-            feeds = {name: torch.from_numpy(np.asarray(array)) for name, array in batch.feeds.items()}
+            feeds = {name: stream.module.placed(array) for name, array in batch.feeds.items()}
             outputs = stream(batch, feeds)
             for name, arrays in values.items():
-                arrays.append(outputs[name].double().reshape(-1).numpy())
+                arrays.append(outputs[name].double().reshape(-1).cpu().numpy())
     stream.states = {}
     return {name: float(np.concatenate(arrays).var()) for name, arrays in values.items() if arrays}
 

@@ -179,6 +179,7 @@ class Trainer:
         self._validate, self._path, self._key = validate, path, key
         self._progress = progress
         module = student.module
+        self._device = module.device
         self._weights = dict(module.weights)
         # Keyed by name: an optimiser of torch numbers its parameters, a checkpoint names them.
         self._optimizer = _optimizer(settings, list(self._weights.values()))
@@ -196,7 +197,8 @@ class Trainer:
         Raises:
             LstmoptError: the loss diverged again and again.
         """
-        with torch.random.fork_rng(devices=[]), _flushed_denormals():
+        devices = [] if self._device.type == "cpu" else [self._device]
+        with torch.random.fork_rng(devices=devices), _flushed_denormals():
             torch.manual_seed(self._settings.seed)
             self._student.module.train()
             if not self._resume():
@@ -350,7 +352,7 @@ class Trainer:
         return sum(losses[1:], losses[0]) / len(losses)
 
     def _loss_of_call(self, batch: Batch) -> Tensor:
-        feeds = {name: torch.from_numpy(np.asarray(array)) for name, array in batch.feeds.items()}
+        feeds = {name: self._student.module.placed(array) for name, array in batch.feeds.items()}
         with self._autocast():
             known = None
             if self._teacher is not None:
@@ -370,11 +372,11 @@ class Trainer:
         return loss
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cpu", dtype=torch.bfloat16) if self._at.amp else nullcontext()
+        return torch.autocast(self._device.type, dtype=torch.bfloat16) if self._at.amp else nullcontext()
 
     def _choose_precision(self) -> None:
         """Takes bfloat16 where the CPU computes in it and a step is faster for it."""
-        if self._settings.amp is not None or not has_native_bfloat16():
+        if self._settings.amp is not None or self._device.type != "cpu" or not has_native_bfloat16():
             return
         batches = list(islice(self._epoch_batches(), 3))
         seconds = {}
@@ -436,6 +438,8 @@ class Trainer:
 
     def _save(self) -> None:
         tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            tensors["device-rng"] = torch.cuda.get_rng_state(self._device)
         for name, weight in self._weights.items():
             tensors[f"weight/{name}"] = weight
             for key, value in self._optimizer.state.get(weight, {}).items():
@@ -462,7 +466,7 @@ class Trainer:
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
-            parts.setdefault(kind, {})[rest] = tensor
+            parts.setdefault(kind, {})[rest] = tensor.to(self._device)
         for name, weight in self._weights.items():
             weight.copy_(parts["weight"][name])
             moments = {}
@@ -471,7 +475,7 @@ class Trainer:
                 if owner == name:
                     moments[moment] = value
             self._optimizer.state[weight] = moments
-        masks = {name: mask.numpy() for name, mask in parts.get("mask", {}).items()}
+        masks = {name: mask.cpu().numpy() for name, mask in parts.get("mask", {}).items()}
         self._student.module.set_masks(masks)
         self._kept = self._student.module.density
         for name, total in self._pruner.gradients.items():
@@ -483,6 +487,8 @@ class Trainer:
         self._best = parts.get("best", {})
         self._at = Position(**{name: value for name, value in document.items() if name != "key"})
         torch.set_rng_state(tensors["rng"])
+        if self._device.type == "cuda" and "device-rng" in tensors:
+            torch.cuda.set_rng_state(tensors["device-rng"], self._device)
         return True
 
 

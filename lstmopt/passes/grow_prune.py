@@ -68,7 +68,8 @@ class GrowPrune:
         rounding_share: share of the training, its last, that computes with rounded weights while the
             optimiser moves the full ones; 0 rounds the trained weights and no more.
         prune_decoder: density of the MatMul and Gemm weights that read the LSTMs; None leaves them dense.
-        amp: compute products in bfloat16; None does so where the CPU does and it is faster.
+        amp: compute products in bfloat16; None does so where the CPU does and it is faster, and not on a GPU,
+            on which training is done where there is one that runs the graph.
         threads: of torch; None leaves its setting.
         seed: None takes the state's.
     """
@@ -151,9 +152,11 @@ class GrowPrune:
                 training diverged.
         """
         import numpy as np
+        import torch
 
         from lstmopt.bridge.batching import free_batch
         from lstmopt.bridge.module import OnnxModule, write_back
+        from lstmopt.bridge.placing import place_for_training
         from lstmopt.bridge.pruning import Pruner
         from lstmopt.bridge.runner import ModuleRunner, Stream, output_variances
         from lstmopt.bridge.schedule import Schedule
@@ -163,7 +166,7 @@ class GrowPrune:
 
         task, data = state.task, state.data
         pattern = parse_pattern(state.target.patterns[0] if self.pattern is None else self.pattern)
-        if self.amp and not has_native_bfloat16():
+        if self.amp and not (torch.cuda.is_available() or has_native_bfloat16()):
             raise LstmoptError("GrowPrune amp", "this CPU does not compute in bfloat16", "leave amp out")
         with _threads(self.threads):
             module = OnnxModule(state.model)
@@ -176,6 +179,15 @@ class GrowPrune:
             original = teacher if source is state.original else None
             if original is None:
                 original = OnnxModule(state.original).eval().requires_grad_(False)
+            used = {
+                id(each): (graph, each)
+                for graph, each in (
+                    (state.model, module),
+                    (state.original, original),
+                    *(() if teacher is None else ((source, teacher),)),
+                )
+            }
+            where = place_for_training(list(used.values()))
             interface = free_batch(task.interface, state.model, module)
             trained = with_interface(task, interface)
             settings = self._settings(state)
@@ -221,10 +233,13 @@ class GrowPrune:
         return replace(
             state,
             model=write_back(state.model, module),
-            masks={name: mask.numpy() for name, mask in module.masks.items()},
+            masks={name: mask.cpu().numpy() for name, mask in module.masks.items()},
             pattern=str(pattern),
             rounding=self.rounding,
-            notes=(*state.notes, *(note for note in (*module.notes, *notes) if note not in state.notes)),
+            notes=(
+                *state.notes,
+                *(note for note in (*module.notes, *notes, *where) if note not in state.notes),
+            ),
         )
 
     def _rounding(self, module: OnnxModule, groups: list[Group]) -> tuple[Rounding | None, tuple[str, ...]]:

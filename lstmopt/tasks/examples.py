@@ -277,7 +277,7 @@ class Regression(_Examples):
 
         assert batch.labels is not None
         ours = self._batch_first(outputs[self.output.name], batch)
-        labels = torch.from_numpy(np.ascontiguousarray(batch.labels)).to(ours.dtype).reshape(ours.shape)
+        labels = torch.from_numpy(np.ascontiguousarray(batch.labels)).to(ours).reshape(ours.shape)
         loss = mse_loss(ours, labels)
         if teacher is None:
             return loss

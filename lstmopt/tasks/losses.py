@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 CHUNK = 1 << 17
-"""Scores that are looked at together: their float32 copies stay in the second-level cache."""
+"""Scores that are looked at together: their float32 copies stay in a CPU's second-level cache."""
 
 
 def as_logits(scores: Tensor, scale: str) -> Tensor:
@@ -48,7 +48,11 @@ def mixed_categorical_loss(
         raise ValueError("mixed_categorical_loss: needs labels or a teacher")
     classes = scores.shape[-1]
     share = 1.0 if labels is None else alpha if teacher is not None else 0.0
-    target = None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)).reshape(-1)
+    target = (
+        None
+        if labels is None
+        else torch.from_numpy(np.ascontiguousarray(labels)).reshape(-1).to(scores.device)
+    )
     known = None if teacher is None else as_logits(teacher, scale).reshape(-1, classes)
     flat = as_logits(scores, scale).reshape(-1, classes)
     loss: Tensor = _Mixed.apply(flat, target, known, share, temperature)  # type: ignore[no-untyped-call]
@@ -70,7 +74,7 @@ class _Mixed(torch.autograd.Function):
         count, classes = scores.shape
         gradient = torch.empty_like(scores) if ctx.needs_input_grad[0] else None
         total = 0.0
-        rows = max(1, CHUNK // classes)
+        rows = max(1, CHUNK // classes) if scores.device.type == "cpu" else count
         for begin in range(0, count, rows):
             part = slice(begin, begin + rows)
             loss, slope = _piece(
@@ -85,7 +89,9 @@ class _Mixed(torch.autograd.Function):
                 torch.div(slope, count, out=gradient[part])
         ctx.save_for_backward(gradient)
         return torch.tensor(
-            total / count, dtype=torch.float64 if scores.dtype == torch.float64 else torch.float32
+            total / count,
+            dtype=torch.float64 if scores.dtype == torch.float64 else torch.float32,
+            device=scores.device,
         )
 
     @staticmethod

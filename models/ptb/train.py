@@ -44,9 +44,12 @@ def main() -> None:
 
     text = read(data_folder())
     data = columns(text.train, BATCH)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     model = LanguageModel(SIZES)
     for parameter in model.parameters():
         torch.nn.init.uniform_(parameter, -0.1, 0.1)
+    model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     windows = math.ceil((len(data) - 1) / WINDOW)
     step, began = checkpoint.load(weights, model, optimizer), time.monotonic()
@@ -58,8 +61,8 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = 0.5 ** max(0, epoch - 3)
         begin, end = window * WINDOW, min((window + 1) * WINDOW, len(data) - 1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_native_bfloat16()):
-            logits, *states = model(data[begin:end], *[state.detach().float() for state in states])
+        with torch.autocast("cpu", torch.bfloat16, enabled=device == "cpu" and has_native_bfloat16()):
+            logits, *states = model(data[begin:end].to(device), *[state.detach().float() for state in states])
             labels = data[begin + 1 : end + 1].numpy()
             loss = mixed_categorical_loss(logits, labels, None, "logits", alpha=0.0, temperature=1.0)
         optimizer.zero_grad()
@@ -80,7 +83,7 @@ def main() -> None:
                 file.write(json.dumps(record) + "\n")
             checkpoint.save(weights, model, optimizer, step)
     print(f"test perplexity {math.exp(loss_of(model, text.test, BATCH, WINDOW)):.2f}")
-    export_onnx(model, options.checkpoint / "dense.onnx")
+    export_onnx(model.cpu(), options.checkpoint / "dense.onnx")
 
 
 if __name__ == "__main__":
