@@ -9,6 +9,7 @@ from lstmopt.errors import ContractError, LstmoptError
 
 if TYPE_CHECKING:
     from lstmopt.passes.advise import advise
+    from lstmopt.passes.artifact import open_artifact
     from lstmopt.passes.verify import verify_artifact
     from lstmopt.pipeline import Budget, Pipeline, Stage, State, optimize
     from lstmopt.pipeline.from_torch import optimize_module
@@ -30,6 +31,7 @@ __all__ = [
     "inspect_model",
     "load_model",
     "load_target",
+    "open_artifact",
     "optimize",
     "optimize_module",
     "save_model",
@@ -46,6 +48,7 @@ _HOMES = {
     "inspect_model": "rnn.inspection",
     "load_model": "rnn.files",
     "load_target": "targets",
+    "open_artifact": "passes.artifact",
     "optimize": "pipeline",
     "optimize_module": "pipeline.from_torch",
     "save_model": "rnn.files",

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import lstmopt
+from lstmopt import runtimes
+from lstmopt.errors import LstmoptError
 from lstmopt.passes.convert import export_model
 from lstmopt.rnn.examples import axis_roles
 from lstmopt.rnn.execution import run_model
@@ -49,6 +52,24 @@ def test_an_export_with_sparse_ops_is_loaded_without_lstmopt(
     outputs = run(None, feeds)
     (expected, *_) = run_model(model, feeds).values()
     assert error(outputs[0], expected) < 0.02
+    for runtime in (None, name):
+        (own,) = lstmopt.open_artifact("artifact", runtime=runtime).run(feeds).values()
+        np.testing.assert_allclose(own, outputs[0], atol=1e-6)
+    with pytest.raises(LstmoptError, match="artifact: holds no file for cudnn; name another"):
+        lstmopt.open_artifact("artifact", runtime="cudnn")
+
+
+def test_an_artifact_of_another_machine_is_told(tmp_path: Path) -> None:
+    save_model(rnn_model(sparse_layer(16, 0.5), states=False), tmp_path / "m.onnx")
+    export_model(
+        tmp_path / "m.onnx", runtime="tensorrt", precision="f16", target="nvidia",
+        output=tmp_path / "artifact", progress=lambda text, fraction: None,
+    )  # fmt: skip
+    if not runtimes.runtime("tensorrt").status().usable:
+        with pytest.raises(LstmoptError, match="artifact: tensorrt: .*; name another runtime, or install"):
+            lstmopt.open_artifact(tmp_path / "artifact")
+    with pytest.raises(LstmoptError, match="manifest.json"):
+        lstmopt.open_artifact(tmp_path)
 
 
 def test_the_export_from_torch_is_a_model_to_optimise(
