@@ -2,7 +2,8 @@
 
     python -m benchmarks.gpu_forms [MODEL.onnx ...]
 
-Without models it takes the reference model and the same with 384 and 512 units a layer. Sequence 35, batch 1.
+Without models it takes the reference model and the same with 256, 384 and 512 units a layer. The runtime
+`torch` has the first two forms, `cudnn` all. Sequence 35, batch 1.
 CUDA events time the graph of a call; the last figure is a call that waits for its result, by the clock.
 """
 
@@ -20,7 +21,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.files import load_model
 from lstmopt.runtimes import cuda, runtime
-from lstmopt.runtimes.cudnn import PRECISIONS, CuDnnSession
+from lstmopt.runtimes.cudnn import CUDNN, PRECISIONS, CuDnnSession
 
 CALLS = 300
 
@@ -36,7 +37,7 @@ def models(folder: Path, given: list[str]) -> Iterator[tuple[str, Path]]:
     from lstmopt.rnn.files import save_model
 
     yield "char_lm, 392 units", model_path()
-    for size in (384, 512):
+    for size in (256, 384, 512):
         state = Pipeline(Simplify(), Resize(hidden_size=size)).run(
             model_path(), output=folder / f"run-{size}"
         )
@@ -47,7 +48,7 @@ def models(folder: Path, given: list[str]) -> Iterator[tuple[str, Path]]:
 def measured(path: Path, precision: str, folder: Path) -> str:
     """Returns the latencies of a model in one precision, as a row of Markdown."""
     torch = cuda.require("cudnn")
-    session = CuDnnSession(runtime("cudnn").build(path, precision, folder), "cuda")
+    session = CuDnnSession(CUDNN.build(path, precision, folder), "cuda", CUDNN.forms)
     model = load_model(path)
     feeds = example_inputs(model, 0, sizes_for(model, 1, 35, {}))
     times = {}
@@ -60,7 +61,7 @@ def measured(path: Path, precision: str, folder: Path) -> str:
         began = time.perf_counter()
         call()
         taken.append(1e6 * (time.perf_counter() - began))
-    cells = [f"{times[form]:.1f}" if form in times else "" for form in ("apart", "stacked", "padded")]
+    cells = [f"{times[form]:.1f}" if form in times else "" for form in CUDNN.forms]
     return " | ".join([precision, *cells, f"{np.median(taken[CALLS // 10 :]):.1f}"])
 
 
@@ -69,7 +70,8 @@ def main() -> None:
     try:
         torch = cuda.require("cudnn")
         print(f"{card.name if card else ''}, torch {torch.__version__}, {runtime('cudnn').status().version}")
-        print("| | | apart, us | stacked, us | padded, us | a call, us |\n|---|---|---|---|---|---|")
+        heads = [f"{form}, us" for form in CUDNN.forms]
+        print(f"| | | {' | '.join(heads)} | a call, us |\n|{'---|' * (len(heads) + 3)}")
         with tempfile.TemporaryDirectory() as name:
             for title, path in models(Path(name), sys.argv[1:]):
                 for precision in PRECISIONS[::-1]:

@@ -65,7 +65,7 @@ def test_it_computes_the_layer(
     h, c = (0.5 * rng.standard_normal((directions, 3, 40)).astype(np.float32) for _ in range(2))
     if not states:
         h, c = np.zeros_like(h), np.zeros_like(c)
-    session = CuDnnSession(made, device)
+    session = CuDnnSession(made, device, ENGINE.forms)
     feeds = {"x": x, **({"h_0": h, "c_0": c} if states else {})}
     got, expected = session.run(feeds), in_float64(weights, x, h, c)
     assert set(got) == ({"y", "h_n", "c_n"} if states else {"y"})
@@ -97,7 +97,7 @@ def test_what_cudnn_has_not_is_computed_all_the_same(
 ) -> None:
     model = recurrent(**form)
     save_model(ir.from_proto(model), tmp_path / "m.onnx")
-    session = CuDnnSession(ENGINE.build(tmp_path / "m.onnx", precision, tmp_path / "b"), device)
+    session = CuDnnSession(ENGINE.build(tmp_path / "m.onnx", precision, tmp_path / "b"), device, ENGINE.forms)
     feeds = feeds_of(model)
     got, expected = session.run(feeds), in_onnxruntime(model, feeds)
     assert set(got) == set(expected)
@@ -170,10 +170,10 @@ def test_every_form_computes_the_same(
         {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
         for _ in range(2)
     ]
-    session = CuDnnSession(made, device)
+    session = CuDnnSession(made, device, ENGINE.forms)
     assert session.module.forms == forms
     for form in forms:
-        only = CuDnnSession(made, device)
+        only = CuDnnSession(made, device, ENGINE.forms)
         only.module.forms, only.module.form = (form,), form
         for feeds in calls:  # the second finds the buffers of the first
             expected = in_onnxruntime(model, feeds)
@@ -186,13 +186,61 @@ def test_every_form_computes_the_same(
     assert session.module.form in forms
 
 
+@pytest.mark.skipif(cuda.gpu() is None, reason="no GPU")
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize(("hidden", "batch"), [(40, 1), (40, 3), (256, 8), (392, 1), (1024, 1)])
+def test_persistent_kernels_compute_the_layer(
+    kind: str, hidden: int, batch: int, bidirectional: bool
+) -> None:
+    form: dict[str, Any] = {"linear_before_reset": 1} if kind == "GRU" else {}
+    direction = "bidirectional" if bidirectional else "forward"
+    model = recurrent(kind, direction, hidden=hidden, inputs=24, states=True, **form)
+    for name in ("W", "R"):
+        weight = next(item for item in model.graph.initializer if item.name == name)
+        scaled = onnx.numpy_helper.to_array(weight) / np.sqrt(hidden)
+        weight.CopyFrom(onnx.numpy_helper.from_array(scaled.astype(np.float32), name))
+    rng = np.random.default_rng(10)
+    sizes = {"sequence": 12, "batch": batch}
+    feeds = {
+        value.name: rng.standard_normal(
+            [sizes.get(axis.dim_param, axis.dim_value) for axis in value.type.tensor_type.shape.dim]
+        ).astype(np.float32)
+        for value in model.graph.input
+    }
+    module = DeployedModule(ir.from_proto(model), "f16", "cuda", ("persistent",))
+    assert module.forms == ("persistent",)
+    with torch.inference_mode():
+        got = module({name: torch.from_numpy(array).cuda() for name, array in feeds.items()})
+    for name, array in in_onnxruntime(model, feeds).items():
+        assert np.abs(got[name].float().cpu().numpy() - array).max() < 4e-3 * np.ptp(array)
+
+
+@pytest.mark.parametrize("bias", [np.ones(5, np.float32), np.ones((1, 5), np.float32), np.float32(1)])
+def test_a_product_and_its_bias_are_one_step(bias: np.ndarray) -> None:
+    info, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
+    layer = recurrent()
+    weight = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
+    layer.graph.node.extend([node("MatMul", ["y", "w"], ["p"]), node("Add", ["b", "p"], ["z"])])
+    for name, array in (("w", weight), ("b", np.asarray(bias))):
+        layer.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    layer.graph.output.append(info("z", onnx.TensorProto.FLOAT, None))
+    module, feeds = DeployedModule(ir.from_proto(layer), "f32", "cpu"), feeds_of(layer)
+    names = [step.op for step, _, _ in module._programs["apart"].steps]
+    assert ("MatMul" in names) == (np.ndim(bias) != 1)
+    with torch.inference_mode():
+        got = module({name: torch.from_numpy(array) for name, array in feeds.items()})
+    for name, array in in_onnxruntime(layer, feeds).items():
+        np.testing.assert_allclose(got[name].numpy(), array, atol=1e-5)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("precision", "limit"), [("f32", 1e-5), ("f16", 5e-3)])
 def test_the_reference_model_runs_whole(device: str, precision: str, limit: float, tmp_path: Path) -> None:
     from lstmopt.reference.char_lm import model_path
 
     model = onnx.load(model_path())
-    session = CuDnnSession(ENGINE.build(model_path(), precision, tmp_path / "b"), device)
+    session = CuDnnSession(ENGINE.build(model_path(), precision, tmp_path / "b"), device, ENGINE.forms)
     rng = np.random.default_rng(7)
     feeds: dict[str, Any] = {"tokens": rng.integers(0, 97, (35, 1))}
     for name in ("h_0", "c_0", "h_1", "c_1"):
@@ -200,7 +248,7 @@ def test_the_reference_model_runs_whole(device: str, precision: str, limit: floa
     got, expected = session.run(feeds), in_onnxruntime(model, feeds)
     for name, array in got.items():
         assert np.abs(array - expected[name]).max() < limit * np.ptp(expected[name])
-    assert session.module.forms == ("apart", "stacked", "padded")
+    assert session.module.forms == ENGINE.forms[: 4 if (device, precision) == ("cuda", "f16") else 3]
     session.bind(feeds)()
     assert device == "cpu" or session.graphed
 
@@ -294,7 +342,8 @@ def test_a_batch_may_change_within_a_session(kind: str, reset: int, bidirectiona
                 for value in model.graph.input
             }
             expected = in_onnxruntime(model, feeds)
-            with torch.inference_mode():
+            exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+            with torch.inference_mode(), exact:
                 got = module({name: torch.from_numpy(array).to(device) for name, array in feeds.items()})
             for name, array in expected.items():
                 assert tuple(got[name].shape) == array.shape

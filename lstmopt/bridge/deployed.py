@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from lstmopt.bridge.cudnn_rnn import CudnnLayers
 from lstmopt.bridge.module import OnnxModule
 from lstmopt.bridge.node import Node
 from lstmopt.bridge.program import Program
@@ -19,11 +20,13 @@ from lstmopt.rnn.cells import CELLS, CellSpec
 from lstmopt.rnn.half import check_half
 from lstmopt.rnn.reader import INITIAL_H, SEQUENCE_LENS, B, P, R, W, X
 
-FORMS = ("apart", "stacked", "padded")
+FORMS = ("apart", "stacked", "padded", "persistent")
 """How layers in a row are run.
 
 apart: each by itself. stacked: as one module of several layers, which cuDNN overlaps. padded: each by itself,
 with zeros to multiples of 8 rows and 128 inputs, for which torch takes cuDNN's persistent kernels in f16.
+persistent: each in cuDNN's persistent kernel, whatever its sizes, in f16 on a GPU. In f32 that kernel is
+further from float64 (1.2e-5 of the output's range, measured) than f32 may be here.
 """
 
 ROWS, WIDTH = 8, 128
@@ -39,17 +42,19 @@ class DeployedModule:
         model: the graph.
         precision: "f32" or "f16", in which everything is computed.
         device: "cuda", or "cpu" for its numerics.
+        forms: those of `FORMS` that are made.
 
     Attributes:
         forms: those of `FORMS` that differ for this graph.
         form: the one in which it runs.
+        dtype: in which it computes: that of its real inputs.
 
     Raises:
         LstmoptError: the graph holds what the bridge does not compute; in f16, a constant that is beyond it
             or would be 0 in it, or sizes that are computed in floats.
     """
 
-    def __init__(self, model: ir.Model, precision: str, device: str) -> None:
+    def __init__(self, model: ir.Model, precision: str, device: str, forms: Sequence[str] = FORMS) -> None:
         module = OnnxModule(model)
         if module.cuts or any(not weight.requires_grad for weight in module.weights.values()):
             raise LstmoptError(
@@ -66,19 +71,22 @@ class DeployedModule:
             check_half(model)
         runs = _runs(module.program, held)
         self._programs = {}
-        for form in FORMS:
-            made = [_Run(run, held, form).to(device, dtype) for run in runs]
+        for form in forms:
+            if form == "persistent" and (device == "cpu" or precision != "f16"):
+                continue
+            try:
+                made = [_Run(run, held, form, device, dtype) for run in runs]
+            except LstmoptError:
+                if form != "persistent":
+                    raise
+                continue  # cuDNN has no such kernel for these layers
             if form == "stacked" and all(len(each.layers) == len(each.run.nodes) for each in made):
                 continue  # no layers that could be stacked
-            self._programs[form] = _replaced(module.program, made)
-        self.forms = tuple(self._programs) if runs else FORMS[:1]
+            self._programs[form] = _with_linears(_replaced(module.program, made), held)
+        self.forms = tuple(self._programs) if runs else tuple(forms[:1])
         self.form = self.forms[0]
-        # Sizes and axes stay where Python reads them: what waits for the device cannot be captured.
-        for key, parameter in dict(module.named_parameters()).items():
-            setattr(module, key, nn.Parameter(parameter.to(device, dtype), requires_grad=False))
-        for key, buffer in dict(module.named_buffers()).items():
-            if buffer.is_floating_point():
-                setattr(module, key, buffer.to(device, dtype))
+        self.dtype = dtype
+        module.place(device, dtype)
         self._module = module
         self.output_names = module.output_names
 
@@ -206,10 +214,47 @@ def _replaced(program: Program, runs: Sequence[_Run]) -> Program:
     return made
 
 
+def _with_linears(program: Program, held: Mapping[int, Tensor]) -> Program:
+    """Returns a program in which a product with a weight and its bias are one step, one kernel."""
+    made = Program(program.inputs, program.outputs)
+    for number, step in enumerate(program.steps):
+        node = step[0]
+        before = made.steps[-1][0] if made.steps else None
+        if before is not None and node.op == "Add" and before.op == "MatMul" and len(node.inputs) == 2:
+            product = before.outputs[0]
+            bias = next((slot for slot in node.inputs if slot != product), None)
+            weight = before.inputs[1]
+            later = [other for other, _, _ in program.steps[number + 1 :]]
+            if (
+                product in node.inputs
+                and weight in held
+                and bias in held
+                and held[weight].ndim == 2  # type: ignore[index]
+                and held[bias].shape == held[weight].shape[1:]  # type: ignore[index]
+                and product not in program.outputs
+                and not any(product in other.inputs for other in later)
+            ):
+                one = replace(
+                    node,
+                    inputs=(*before.inputs, bias),
+                    release=tuple({*before.release, *node.release} - {product}),
+                )
+                made.steps[-1] = (one, _linear, {})
+                continue
+        made.steps.append(step)
+    return made
+
+
+def _linear(_: Node, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], -1)
+
+
 class _Run(nn.Module):
     """Layers in a row in one form."""
 
-    def __init__(self, run: _Layers, held: Mapping[int, Tensor], form: str) -> None:
+    def __init__(
+        self, run: _Layers, held: Mapping[int, Tensor], form: str, device: str, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.run, self._padded = run, form == "padded"
         parts: list[Parts] = []
@@ -217,45 +262,59 @@ class _Run(nn.Module):
             w, r, b = (held[slot] if slot is not None else None for slot in (*node.inputs, None)[W : B + 1])
             assert w is not None and r is not None
             parts.append((w, r, b))
-        sizes = {r.shape[-1] for _, r, _ in parts}
-        rows = [parts] if form == "stacked" and len(sizes) == 1 else [[part] for part in parts]
-        self.layers = nn.ModuleList(_module(run.cell, row, self._padded) for row in rows)
-        self._sizes = [r.shape[::2] for _, r, _ in parts for _ in run.cell.states]
+        together = form == "stacked" and len({r.shape[-1] for _, r, _ in parts}) == 1
+        rows = [parts] if together else [[part] for part in parts]
+        if form == "persistent":
+            made: list[nn.Module] = [CudnnLayers(run.cell, row, device, dtype) for row in rows]
+        else:
+            made = [_module(run.cell, row, self._padded).to(device, dtype) for row in rows]
+        self.layers = nn.ModuleList(made)
+        self._rows = [(len(row), *row[0][1].shape[::2]) for row in rows]
         self._buffers_by_shape: dict[tuple[int | str, ...], Tensor] = {}
 
     def step(self, _: Node, x: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
         """The operator: see `_Layers.merged`."""
-        batch, count = x.shape[1], len(self.run.cell.states)
-        states = self._states(x, given)
+        batch, states = x.shape[1], self._states(x, given)
         lasts: list[Tensor] = []
         y = x
-        for place, module in enumerate(self.layers):
-            assert isinstance(module, nn.RNNBase)
-            depth, directions = module.num_layers, 2 if module.bidirectional else 1
-            own, states = states[: depth * count], states[depth * count :]
-            hx = tuple(own[k] if depth == 1 else torch.cat(own[k::count]) for k in range(count))
-            y = self._widened(y, place, own[0].shape[1], module.input_size)
-            y, last = module(y, hx if count > 1 else hx[0])
-            last = last if count > 1 else (last,)
+        for place, (module, own, (depth, directions, _)) in enumerate(
+            zip(self.layers, states, self._rows, strict=True)
+        ):
+            if isinstance(module, CudnnLayers):
+                y, *last = module(y.contiguous(), *own)
+            else:
+                y = self._widened(y, place, own[0].shape[1], cast(nn.RNNBase, module).input_size)
+                y, last = module(y, tuple(own) if len(own) > 1 else own[0])
+                last = last if len(own) > 1 else (last,)
             for k in range(depth):
                 lasts += [state[k * directions : (k + 1) * directions, :batch] for state in last]
         return (y[:, :batch].view(len(y), batch, directions, -1).transpose(1, 2), *lasts)
 
-    def _states(self, x: Tensor, given: Sequence[Tensor | None]) -> list[Tensor]:
-        """Returns each layer's initial states, ``[directions, rows, hidden]``: zeros behind those given."""
-        batch = x.shape[1]
+    def _states(self, x: Tensor, given: Sequence[Tensor | None]) -> list[list[Tensor]]:
+        """Returns each module's initial states, ``[layers * directions, rows, hidden]``, zeros behind."""
+        batch, count = x.shape[1], len(self.run.cell.states)
         rows = -(-batch // ROWS) * ROWS if self._padded else batch
-        found: list[Tensor] = []
+        found: list[list[Tensor]] = []
         copies: list[tuple[Tensor, Tensor]] = []
-        for place, (state, (directions, hidden)) in enumerate(zip(given, self._sizes, strict=True)):
+        taken = iter(given)
+        for place, (depth, directions, hidden) in enumerate(self._rows):
             # What a graph makes of zeros is made where Python is.
-            if state is None or (state.device != x.device and not bool(state.any())):
-                found.append(self._buffer(x, place, directions, rows, hidden))
-            elif rows == batch:
-                found.append(state.to(x.dtype).contiguous())
-            else:
-                found.append(self._buffer(x, place, directions, rows, hidden))
-                copies.append((found[-1][:, :batch], state))
+            own = [
+                None if state is None or (state.device != x.device and not bool(state.any())) else state
+                for state in (next(taken) for _ in range(depth * count))
+            ]
+            found.append([])
+            for kind in range(count):
+                pieces = own[kind::count]
+                if depth == 1 and rows == batch and pieces[0] is not None:
+                    found[-1].append(pieces[0].to(x).contiguous())
+                    continue
+                there = "".join("-" if piece is None else "x" for piece in pieces)
+                whole = self._buffer(x, f"{place} {kind} {there}", depth * directions, rows, hidden)
+                found[-1].append(whole)
+                for piece, part in zip(pieces, whole.chunk(depth), strict=True):
+                    if piece is not None:
+                        copies.append((part[:, :batch], piece))
         if copies:  # all in one kernel
             torch._foreach_copy_([to for to, _ in copies], [value for _, value in copies])
         return found

@@ -135,7 +135,7 @@ def gather(node: Node, x: Tensor, index: Tensor) -> Tensor:
 
 def _from_start(index: Tensor, length: int) -> Tensor:
     index = index.long()
-    return torch.where(index < 0, index + length, index)
+    return torch.add(index, index < 0, alpha=length)
 
 
 def gather_elements(node: Node, x: Tensor, index: Tensor) -> Tensor:

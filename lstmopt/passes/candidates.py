@@ -20,7 +20,7 @@ from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.rnn.recognition.recognise import recognise
-from lstmopt.runtimes import open_session, ops, runtime, stand_in
+from lstmopt.runtimes import OURS, open_session, ops, runtime, stand_in
 from lstmopt.runtimes.base import Deployment
 from lstmopt.targets import RuntimeTarget
 from lstmopt.tasks.base import Degradation, Evaluation, degradation, load_evaluation, save_evaluation
@@ -169,7 +169,7 @@ def build(
 
 
 def build_peers(original: ir.Model, target: Target, folder: Path) -> Built:
-    """Writes the original for every dense precision: what its users have without our ops.
+    """Writes the original for every dense precision: what its users have without our ops and runtimes.
 
     Where the target is another machine it is written for that.
 
@@ -188,6 +188,7 @@ def build_peers(original: ir.Model, target: Target, folder: Path) -> Built:
             precisions=tuple(p for p in item.precisions if not is_sparse(p)) or ("f32",),
         )
         for item in target.runtimes
+        if item.runtime not in OURS or all(other.runtime in OURS for other in target.runtimes)
     )
     try:
         return build(ORIGINAL, original, target.model_copy(update={"runtimes": dense}), folder, ahead=True)

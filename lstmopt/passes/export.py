@@ -43,7 +43,7 @@ from lstmopt.report.schema import Manifest, Report
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
-from lstmopt.runtimes import open_session, stand_in
+from lstmopt.runtimes import OURS, open_session, stand_in
 from lstmopt.runtimes.base import Deployment, StatefulDeployment
 from lstmopt.runtimes.stateful import stateful_deployments
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from lstmopt.pipeline import State
 
 PACKED = "packed"
-"""What the original is called in sparse ops, where it already holds zeros: they are ours, and no peer."""
+"""What the original is called in sparse ops, where it already holds zeros, and in our runtimes: no peer."""
 
 CLOSE = 1.2
 """How much slower than the fastest of the models that could ship one may be to be measured once more."""
@@ -227,7 +227,19 @@ def _contenders(state: State) -> dict[str, ir.Model]:
 
 
 def _packed(state: State, place: Path) -> list[Built]:
-    """Returns the original in sparse ops, where it holds zeros and they gain by it."""
+    """Returns the original in our runtimes; in sparse ops, where it holds zeros and they gain by it."""
+    own = tuple(item for item in state.target.runtimes if item.runtime in OURS)
+    if own and len(own) < len(state.target.runtimes):
+        with suppress(LstmoptError):
+            return [
+                build(
+                    PACKED,
+                    state.original,
+                    state.target.model_copy(update={"runtimes": own}),
+                    place,
+                    ahead=True,
+                )
+            ]
     sparse = sparse_only(state.target)
     if sparse is None or not sparse_places(state.original):
         return []

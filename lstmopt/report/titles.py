@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _NAMES = {
     "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "cudnn": "cuDNN",
+    "torch-cuda": "torch on the GPU",
     "onnxruntime-cuda": "ONNX Runtime, CUDA", "onnxruntime-rtx": "ONNX Runtime, TensorRT-RTX",
 }  # fmt: skip
 

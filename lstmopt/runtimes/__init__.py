@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lstmopt.errors import LstmoptError
 from lstmopt.runtimes.base import Deployment, Runtime, RuntimeStatus, Session, TensorInfo
-from lstmopt.runtimes.cudnn import CuDnn
+from lstmopt.runtimes.cudnn import CUDNN, TORCH
 from lstmopt.runtimes.onnxruntime import OnnxRuntime
 from lstmopt.runtimes.onnxruntime_gpu import ON_CUDA, ON_RTX
 from lstmopt.runtimes.openvino import OpenVino
@@ -12,6 +12,7 @@ from lstmopt.runtimes.tensorrt import TensorRt
 
 __all__ = [
     "GPU_RUNTIMES",
+    "OURS",
     "RUNTIMES",
     "Deployment",
     "Runtime",
@@ -26,8 +27,11 @@ __all__ = [
 RUNTIMES: tuple[Runtime, ...] = (OpenVino(), OnnxRuntime())
 """Those of every machine."""
 
-GPU_RUNTIMES: tuple[Runtime, ...] = (TensorRt(), CuDnn(), ON_CUDA, ON_RTX)
+GPU_RUNTIMES: tuple[Runtime, ...] = (TensorRt(), TORCH, CUDNN, ON_CUDA, ON_RTX)
 """Those that run on an NVIDIA GPU alone; models can be written for them elsewhere."""
+
+OURS = ("cudnn",)
+"""Runtimes in which models run as they do nowhere else: the original in them is no peer."""
 
 
 def runtime(name: str) -> Runtime:
