@@ -126,7 +126,7 @@ def goals(result: Result) -> list[str]:
     for goal in (goal for goal in result.case.goals if result.shape.size >= goal.smallest):
         for where in RUNTIMES:
             name = f"{goal.format} in {where}"
-            ratio, peer = least_ratio(result, name, goal.over)
+            ratio, peer = least_ratio(result.comparison, name, goal.over)
             bound = ""
             if goal.error is not None:
                 bar, factor = goal.error
@@ -148,10 +148,10 @@ def goals(result: Result) -> list[str]:
     return rows
 
 
-def least_ratio(result: Result, name: str, peers: Sequence[str]) -> tuple[Ratio, str]:
+def least_ratio(comparison: Comparison, name: str, peers: Sequence[str]) -> tuple[Ratio, str]:
     """Returns how many times faster a contender is than the fastest of some peers, and which that is."""
-    fastest = min(peers, key=lambda peer: result.comparison.timing(peer).median)
-    return result.comparison.ratio(fastest, name), fastest
+    fastest = min(peers, key=lambda peer: comparison.timing(peer).median)
+    return comparison.ratio(fastest, name), fastest
 
 
 def met(holds: bool) -> str:

@@ -73,15 +73,16 @@ def double_lstm(weights: RnnWeights, x: Any) -> Any:
 
 
 def candidates(
-    folder: Path, shape: Shape, formats: Sequence[str], *, torch: bool
+    folder: Path, shape: Shape, formats: Sequence[str], *, torch: bool, runtimes: Sequence[str] = RUNTIMES
 ) -> tuple[list[Candidate], dict[str, float]]:
     """Builds what is timed.
 
     Args:
         folder: where the models go.
         shape: of the layer and the call.
-        formats: of our ops, each in both runtimes.
+        formats: of our ops, each in every runtime.
         torch: whether torch's sparse rows take part.
+        runtimes: in which our ops run.
 
     Returns:
         The candidates, ``"i8 in openvino"`` and the like, and each one's root mean square error over the
@@ -106,7 +107,7 @@ def candidates(
         file = folder / f"{name}.onnx"
         packed = [[item.pack(matrix[0])] for matrix in weights.matrices]
         ir.save(sparse_layer_model(weights, *packed, sequence=shape.sequence, batch=shape.batch), file)
-        for where in RUNTIMES:
+        for where in runtimes:
             built = runtime(where).build(file, f"{SPARSE}{name}", folder / f"{where}-{SPARSE}{name}")
             found.append((Candidate(f"{name} in {where}", built, calls), weights))
     return [item for item, _ in found], {item.name: _error(item, weights) for item, weights in found}

@@ -1,4 +1,4 @@
-"""The page of `benchmarks.models`."""
+"""The page of `benchmarks.models`: a row is made where a model has run, and kept until it runs again."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.real_models import MODELS, RealModel
-from benchmarks.rows import made_by
 
 Records = Mapping[str, Mapping[str, dict[str, Any] | None]]
+Rows = Mapping[str, Mapping[str, Mapping[str, str]]]
+"""By table and model: the cells of a row by column."""
 
 HEAD = """# Models that others trained
 
@@ -30,9 +31,6 @@ of growing length. The sparse ops run with no weight pruned. A number is the lar
 allowed; up to 1 holds. Of a quantised model, the float64 run has the weights that its whole numbers stand
 for and inputs that are not rounded: what it approximates. `*`: the sparse op holds against a float64 run of
 the weights as they are packed, whose lowest 5 bits are an index.
-
-| name | inspect, s | ONNX Runtime | OpenVINO | sparse, ONNX Runtime | sparse, OpenVINO |
-|---|---|---|---|---|---|
 """
 
 OPTIMIZED = """
@@ -41,12 +39,28 @@ OPTIMIZED = """
 Latency ratios are those of the report, original over optimised, with 95% intervals: over the fastest f32
 peer, and over the best peer, the fastest of any precision within the contract. `?`: the machine was not quiet
 enough to publish a speed. Contract: the degradation that was measured, and what was allowed.
-
-| name | layers found | hidden sizes | density | contract | over f32 | over best peer | ships | took |
-|---|---|---|---|---|---|---|---|---|
 """
 
-VARIANTS = ("onnxruntime", "openvino", "onnxruntime sparse-f32", "openvino sparse-f32")
+PURPOSE = """
+## At what they are for
+
+What the artifacts above do at their own task, beside the original: `benchmarks/vad.py` (speech of AN4's test
+part, frames in one stream; 99% of decisions the same are wanted), `benchmarks/captchas.py` (500 drawn
+pictures; no fewer characters and texts than the original are wanted).
+"""
+
+REFUSED = """
+## Refused, and why
+"""
+
+TABLES = {"identity": IDENTITY, "optimized": OPTIMIZED, "purpose": PURPOSE, "refused": REFUSED}
+"""What stands above each table."""
+
+VARIANTS = {
+    "ONNX Runtime": "onnxruntime", "OpenVINO": "openvino",
+    "sparse, ONNX Runtime": "onnxruntime sparse-f32", "sparse, OpenVINO": "openvino sparse-f32",
+}  # fmt: skip
+MADE = "CPU, commit"
 
 
 def _ratio(found: Mapping[str, Any]) -> str:
@@ -88,41 +102,82 @@ def _density(report: Mapping[str, Any]) -> str:
     return f"{100 * size['nonzero_parameters'] / max(1, size['parameters']):.0f}%"
 
 
-def _optimized(name: str, parts: Mapping[str, dict[str, Any] | None]) -> str:
+def _identity(parts: Mapping[str, dict[str, Any] | None]) -> dict[str, str]:
+    inspect, identity = parts["inspect"], parts["identity"]
+    if not inspect or not identity:
+        return {}
+    seconds = str(inspect["result"]["seconds"]) if "result" in inspect else "refused"
+    variants = identity.get("result", {})
+    cells = {
+        title: _share(variants[key]) if key in variants else "refused" for title, key in VARIANTS.items()
+    }
+    return {"inspect, s": seconds, **cells}
+
+
+def _optimized(parts: Mapping[str, dict[str, Any] | None]) -> dict[str, str]:
     inspect, found = parts["inspect"], parts["optimize"]
+    if not found or "result" not in found:
+        return {}
     layers = _layers(inspect["result"]["inspection"]) if inspect and "result" in inspect else "?"
-    assert found is not None
-    if "result" not in found:
-        return f"| {name} | {layers} | refused: see below | | | | | | {found['seconds']:.0f} s |"
     report = found["result"]
     contract, best = report["contract"], report["optimized"]
-    value = contract["degradation"]["value"]
-    return (
-        f"| {name} | {layers} | {_sizes(report)} | {_density(report)} "
-        f"| {'labels' if contract['kind'] == 'labels' else 'fidelity'} {100 * value:+.2f}% of "
-        f"{100 * contract['max_degradation']:g}% "
-        f"| {_ratio(report['ratios']['latency_over_f32'])} "
-        f"| {_ratio(report['ratios']['latency_over_best_peer'])} "
-        f"| {best['name']}, {best['runtime']} {best['precision']} "
-        f"| {found['seconds']:.0f} s, {found['peak_mb']} MB |"
-    )
+    kind = "labels" if contract["kind"] == "labels" else "fidelity"
+    value, most = contract["degradation"]["value"], contract["max_degradation"]
+    return {
+        "layers found": layers,
+        "hidden sizes": _sizes(report),
+        "density": _density(report),
+        "contract": f"{kind} {100 * value:+.2f}% of {100 * most:g}%",
+        "over f32": _ratio(report["ratios"]["latency_over_f32"]),
+        "over best peer": _ratio(report["ratios"]["latency_over_best_peer"]),
+        "ships": f"{best['name']}, {best['runtime']} {best['precision']}",
+        "took": f"{found['seconds']:.0f} s, {found['peak_mb']} MB",
+    }
 
 
-def _refusals(records: Records) -> list[str]:
-    """Returns a line for all that was refused, and what was said."""
-    lines = []
-    for name, parts in records.items():
-        for step, found in parts.items():
-            if found and "refused" in found:
-                lines.append(f"- {name}, {step}: `{found['refused']}`")
-        identity = parts["identity"]
-        if identity and "result" in identity:
-            lines += [
-                f"- {name}, {variant}: `{entry['refused']}`"
-                for variant, entry in identity["result"].items()
-                if "refused" in entry
-            ]
-    return lines
+def _purpose(parts: Mapping[str, dict[str, Any] | None]) -> dict[str, str]:
+    found = parts["purpose"]
+    if not found or "result" not in found:
+        return {}
+    return {"": "; ".join(found["result"]["said"]), "holds": "yes" if found["result"]["holds"] else "**no**"}
+
+
+def _refused(parts: Mapping[str, dict[str, Any] | None]) -> dict[str, str]:
+    """Returns what was said, by the step or variant that was refused."""
+    told = {step: found["refused"] for step, found in parts.items() if found and "refused" in found}
+    variants = (parts["identity"] or {}).get("result", {})
+    told |= {name: entry["refused"] for name, entry in variants.items() if "refused" in entry}
+    return {"": "; ".join(f"{where}: `{why}`" for where, why in told.items())} if told else {}
+
+
+MAKERS = {
+    "identity": (_identity, ("identity",)),
+    "optimized": (_optimized, ("optimize",)),
+    "purpose": (_purpose, ("purpose",)),
+    "refused": (_refused, ("inspect", "identity", "optimize", "purpose")),
+}
+"""By table: what makes a row, and the steps with whose results an earlier row is out of date."""
+
+
+def rows(records: Records, made: str, before: Rows | None = None) -> dict[str, dict[str, dict[str, str]]]:
+    """Returns the rows of every table.
+
+    Args:
+        records: what the steps have found, by model; None where one has not run.
+        made: CPU and commit, for rows of these records.
+        before: rows of earlier calls; a model with records replaces its own.
+    """
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for table, (make, steps) in MAKERS.items():
+        kept = (before or {}).get(table, {})
+        found[table] = {}
+        for name, parts in records.items():
+            cells = make(parts)
+            if cells:
+                found[table][name] = {**cells, MADE: made}
+            elif name in kept and not any(parts[step] for step in steps):
+                found[table][name] = dict(kept[name])
+    return found
 
 
 def _model(model: RealModel) -> str:
@@ -132,25 +187,22 @@ def _model(model: RealModel) -> str:
     )
 
 
-def page(records: Records) -> str:
-    """Returns docs/models.md; without results it is the list of models alone."""
+def _table(cells: Mapping[str, Mapping[str, str]]) -> str:
+    columns = list(next(iter(cells.values())))
+    lines = [f"| name | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(row[column] for column in columns)} |" for name, row in cells.items()]
+    return "\n".join(lines) + "\n"
+
+
+def page(found: Rows, versions: str = "") -> str:
+    """Returns docs/models.md; without rows it is the list of models alone.
+
+    Args:
+        found: of `rows`.
+        versions: a line on the packages.
+    """
     text = HEAD + "".join(map(_model, MODELS))
-    checked = {name: parts for name, parts in records.items() if parts["identity"] and parts["inspect"]}
-    if checked:
-        text += IDENTITY
-        for name, parts in checked.items():
-            inspect, identity = parts["inspect"], parts["identity"]
-            assert inspect is not None and identity is not None
-            seconds = inspect["result"]["seconds"] if "result" in inspect else "refused"
-            variants = identity.get("result", {})
-            cells = [_share(variants[key]) if key in variants else "refused" for key in VARIANTS]
-            text += f"| {name} | {seconds} | {' | '.join(cells)} |\n"
-    optimized = {name: parts for name, parts in records.items() if parts["optimize"]}
-    if optimized:
-        text += OPTIMIZED + "".join(_optimized(name, parts) + "\n" for name, parts in optimized.items())
-    refused = _refusals(records)
-    if refused:
-        text += "\n## Refused, and why\n\n" + "\n".join(refused) + "\n"
-    if checked or optimized:
-        text += f"\n{made_by('make models')}\n"
-    return text
+    for table, head in TABLES.items():
+        if found[table]:
+            text += f"{head}\n{_table(found[table])}"
+    return text + (f"\n{versions}\n" if versions else "")

@@ -1,9 +1,10 @@
-"""Every model of docs/models.md: inspect, simplify + export, sparse ops, optimize, verify; resumable.
+"""Every model of docs/models.md: inspect, identity, sparse ops, optimize, verify, its task; resumable.
 
     make models [ONLY=NAME]
 
 Each step is a process of its own, and its result a file in the work folder: a call goes on where the last
-one stopped. What was refused or failed is tried again. `--page` writes the table from all that is there.
+one stopped. What was refused or failed is tried again. `--page` writes the tables: models that have results
+here take the place of their earlier rows, which lie in `results/models.json` beside the page.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.model_page import page
+from benchmarks.model_page import page, rows
 from benchmarks.real_models import MODELS, RealModel, named
+from benchmarks.rows import commit
+from lstmopt.keys import versions
+from lstmopt.measure.fingerprint import fingerprint
 
 WORK = Path("build/models")
-LIMITS = {"inspect": 120, "identity": 900, "optimize": 5400}
+LIMITS = {"inspect": 120, "identity": 900, "optimize": 5400, "purpose": 900}
+"""Seconds a step may take."""
 STEPS = tuple(LIMITS)
 
 
@@ -89,13 +94,14 @@ def step(model: RealModel, path: Path, name: str) -> dict[str, Any]:
     """Returns the result of a step, or the line with which it was refused."""
     python = sys.executable
     folder = WORK / model.name / "artifact"
-    command = (
-        [python, "-m", "lstmopt.cli", *optimize_command(model, path, folder)]
-        if name == "optimize"
-        else [python, "-m", "benchmarks.models", "--child", name, "--only", model.name]
-    )
+    command = {
+        "optimize": lambda: [python, "-m", "lstmopt.cli", *optimize_command(model, path, folder)],
+        "purpose": lambda: [python, "-m", model.judge, str(folder), "--model", model.name],
+    }.get(name, lambda: [python, "-m", "benchmarks.models", "--child", name, "--only", model.name])()
     code, out, told, seconds, peak = run(command, LIMITS[name])
     measured = {"seconds": round(seconds, 1), "peak_mb": round(peak)}
+    if name == "purpose" and out and code in (0, 1):  # 1: it does worse than the original
+        return {"result": {"said": out.splitlines(), "holds": code == 0}, **measured}
     if code:
         lines = [line for line in told.splitlines() if line.strip()]
         said = f"took longer than {LIMITS[name]} s" if code in (124, 137) else ""
@@ -144,6 +150,8 @@ def main() -> None:
         for name in options.steps:
             if not options.again and done(name, kept(model, name)):
                 continue
+            if name == "purpose" and not (model.judge and done("optimize", kept(model, "optimize"))):
+                continue
             found = step(model, path, name)
             file = WORK / model.name / f"{name}.json"
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +160,11 @@ def main() -> None:
             print(f"{model.name}, {name}: {told} ({found['seconds']} s)", flush=True)
     if options.page:
         records = {model.name: {name: kept(model, name) for name in STEPS} for model in MODELS}
-        options.page.write_text(page(records))
+        file = options.page.parent / "results" / "models.json"
+        before = json.loads(file.read_text()) if file.is_file() else {}
+        found = rows(records, f"{fingerprint().cpu}, {commit()}", before)
+        file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        options.page.write_text(page(found, f"`make models`, {json.dumps(versions())}."))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 Every row is one training from the tuned dense model, which is its teacher too, and ends with a file in
 the work folder; a call goes on where the last one stopped. `--only` trains rows by the beginning of their
-names (`ptb`, `ptb-bank64`), without a table. The table goes to docs/results/patterns.md.
+names (`ptb`, `ptb-bank64`), without a table. The table goes to docs/results/patterns.md; rows whose files are
+not in the work folder stay in it as they are in patterns.json, with the CPU and the commit that made them.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from benchmarks.pattern_models import (
     in_onnxruntime,
 )
 from benchmarks.pattern_page import page
-from benchmarks.rows import publish
+from benchmarks.rows import commit, publish
 from benchmarks.sparse_models import deployed, with_sparse_lstms
 from lstmopt.cli import progress_shown
+from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.measure.process import Candidate
 from lstmopt.measure.timing import compare
 from lstmopt.rnn.examples import example_inputs
@@ -127,16 +129,38 @@ def peers(model: Model) -> list[dict[str, Any]]:
     return found
 
 
+def merged(model: Model, part: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Returns a model's part of the document with the rows of an earlier one that are not made again.
+
+    Args:
+        model: whose rows.
+        part: rows that were made now.
+        before: the earlier part, or nothing.
+    """
+    made = f"{fingerprint().cpu}, {commit()}"
+    for line in (*part["rows"], *part["formats"]):
+        line["made"] = made
+    found = dict(part)
+    for kind, key in (("rows", ("row",)), ("formats", ("row", "format"))):
+        new = {json.dumps([line[name] for name in key]) for line in part[kind]}
+        old = [line for line in before.get(kind, ()) if json.dumps([line[name] for name in key]) not in new]
+        found[kind] = [*part[kind], *old]
+    known = {json.dumps(line["row"]) for line in (*found["rows"], *found["formats"])}
+    found["missing"] = [row.name for row in model.rows if json.dumps(vars(row)) not in known]
+    return found
+
+
 def write_page(models: list[Model], output: Path) -> None:
     """Evaluates and times what is trained, and writes ``patterns.json`` and ``patterns.md``."""
-    document: dict[str, Any] = {}
+    file = output / "patterns.json"
+    document: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     for model in models:
         rows = [row for row in model.rows if model.file(row).is_file()]
         if not rows:
             continue
         evaluated = {row: model.evaluate(row.name, in_onnxruntime(model.file(row))) for row in rows}
         formats = [row for row in rows if row.density == DENSITIES[0] and row.pattern in dict(ROUNDED)]
-        document[model.name] = {
+        part = {
             "recipe": repr(model.recipe(rows[0])),
             "peers": peers(model),
             "rows": [
@@ -154,8 +178,8 @@ def write_page(models: list[Model], output: Path) -> None:
                 if row.rounding is None
             ],
             "formats": [line for row in formats for line in in_formats(model, row)],
-            "missing": [row.name for row in model.rows if row not in rows],
         }
+        document[model.name] = merged(model, part, document.get(model.name, {}))
     publish(output, "patterns", document, page(document, "make patterns"))
 
 

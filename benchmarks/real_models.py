@@ -40,6 +40,7 @@ class RealModel:
         most: degradation that is allowed: of outputs, as no labels come with the models, the root mean
             square error over their deviation. What they are for is measured on the artifact besides.
         fix: values and ``--shape`` options of `lstmopt fix`, for layers in branches.
+        judge: the module that runs the artifact at what the model is for; exit code 1 where it does worse.
     """
 
     name: str
@@ -57,6 +58,7 @@ class RealModel:
     budget: str = "2m"
     most: str = "10%"
     fix: tuple[str, ...] = ()
+    judge: str = ""
 
     @property
     def constants(self) -> dict[str, float]:
@@ -161,6 +163,7 @@ WHISPERER = ("captcha-whisperer==0.1.0", "MIT")
 
 def _silero(name: str, file: str, special: str, feeds: Feeds, **more: Any) -> RealModel:
     package, licence = SILERO
+    more = {"judge": "benchmarks.vad", **more}
     shape = ("input=1x576",) if "shapes" not in more else more.pop("shapes")
     return RealModel(
         name, package, file, licence, "speech or not, 32 ms a call", special, feeds,
@@ -184,7 +187,7 @@ MODELS: tuple[RealModel, ...] = (
     ),
     _silero(
         "silero-vad-8k", "silero_vad.onnx", "the same file, the other branch", _voice(288, 8000),
-        shapes=("input=1x288",), fix=("sr=8000", "input=1x288", "state=2x1x128"),
+        shapes=("input=1x288",), fix=("sr=8000", "input=1x288", "state=2x1x128"), judge="",
     ),
     _silero(
         "silero-vad-op15", "silero_vad_16k_op15.onnx", "LSTM in `If` branches, opset 15", _voice(576, 16000),
@@ -213,11 +216,13 @@ MODELS: tuple[RealModel, ...] = (
         "ddddocr", DDDDOCR[0], "common.onnx", DDDDOCR[1], "reads captchas, 8,210 characters",
         "convolutions, a bidirectional LSTM of 512, a layer of 8,210 classes", _picture,
         shapes=("input1=1x1x64x170",), data=("benchmarks.captchas:train", "benchmarks.captchas:val"),
+        judge="benchmarks.captchas",
     ),
     RealModel(
         "ddddocr-old", DDDDOCR[0], "common_old.onnx", DDDDOCR[1], "the model before, 8 bits",
         "`DynamicQuantizeLSTM`, 21 `ConvInteger`", _picture,
         shapes=("input1=1x1x64x170",), data=("benchmarks.captchas:train", "benchmarks.captchas:val"),
+        judge="benchmarks.captchas",
     ),
     RealModel(
         "nsnet2", NSNET[0], "nsnet2-20ms-baseline.onnx", NSNET[1], "noise suppression, 16 kHz",
@@ -270,6 +275,7 @@ MODELS: tuple[RealModel, ...] = (
         "captcha-whisperer", WHISPERER[0], "captcha_crnn.onnx", WHISPERER[1], "reads captchas, 36 characters",
         "an LSTM of 100 each way, unrolled: 40 cells of Gemm and Split", _captcha,
         data=("benchmarks.captchas:colour", "benchmarks.captchas:colour_val"),
+        judge="benchmarks.captchas",
     ),
 )  # fmt: skip
 

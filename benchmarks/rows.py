@@ -55,9 +55,12 @@ def publish(output: Path, stem: str, document: Any, text: str) -> None:
     print(text, flush=True)
 
 
+def commit() -> str:
+    """Returns the short name of the commit that is checked out."""
+    told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return told.stdout.strip()
+
+
 def made_by(command: str) -> str:
     """Returns a page's line on what made it: command, commit, CPU and versions."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
-    return f"`{command}`, commit {commit}, {fingerprint().cpu}, {json.dumps(versions())}."
+    return f"`{command}`, commit {commit()}, {fingerprint().cpu}, {json.dumps(versions())}."

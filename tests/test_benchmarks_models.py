@@ -10,7 +10,7 @@ import pytest
 from benchmarks.captchas import accuracy
 from benchmarks.float64 import Float64
 from benchmarks.identity import checked, judged, original, outputs_of
-from benchmarks.model_page import page
+from benchmarks.model_page import page, rows
 from benchmarks.models import STEPS, step
 from benchmarks.real_models import MODELS, RealModel, named
 from tests.needed import missing
@@ -70,23 +70,39 @@ def test_the_drawn_captchas_are_read(name: str) -> None:
     assert characters > 0.9 and texts > 0.7
 
 
+NOTHING = {model.name: dict.fromkeys(STEPS) for model in MODELS}
+OUTPUT = {"error": 3.0, "own": 1.0, "range": 0.0, "holds": True}
+NSNET = {
+    "inspect": {
+        "result": {"seconds": 0.1, "inspection": {"layers": [{"kind": "GRU"}], "decomposed_cells": 0}}
+    },
+    "identity": {
+        "result": {
+            "onnxruntime": {"outputs": {"y": OUTPUT}, "holds": True},
+            "openvino": {"outputs": {"y": {**OUTPUT, "error": 8.0, "holds": False}}, "holds": False},
+            "onnxruntime sparse-f32": {"refused": "sparse ops: why"},
+        }
+    },
+    "optimize": {"refused": "error: no; yes", "seconds": 2.0},
+    "purpose": {"result": {"said": ["one", "other"], "holds": False}},
+}
+
+
 def test_the_page_shows_what_held_and_what_was_refused() -> None:
-    empty = {model.name: dict.fromkeys(STEPS) for model in MODELS}
-    listed = page(empty)
+    listed = page(rows(NOTHING, "here"))
     assert all(f"| {model.name} |" in listed for model in MODELS) and "Refused" not in listed
-    output = {"error": 3.0, "own": 1.0, "range": 0.0, "holds": True}
-    inspection = {"layers": [{"kind": "GRU"}], "decomposed_cells": 0}
-    nsnet = {
-        "inspect": {"result": {"seconds": 0.1, "inspection": inspection}},
-        "identity": {
-            "result": {
-                "onnxruntime": {"outputs": {"y": output}, "holds": True},
-                "openvino": {"outputs": {"y": {**output, "error": 8.0, "holds": False}}, "holds": False},
-                "onnxruntime sparse-f32": {"refused": "sparse ops: why"},
-            }
-        },
-        "optimize": {"refused": "error: no; yes", "seconds": 2.0},
-    }
-    text = page({**empty, "nsnet2": nsnet})
-    assert "| nsnet2 | 0.1 | 0.75 | **2.00** | refused | refused |" in text
-    assert "- nsnet2, optimize: `error: no; yes`" in text and "`sparse ops: why`" in text
+    text = page(rows({**NOTHING, "nsnet2": NSNET}, "here, abc"))
+    assert "| nsnet2 | 0.1 | 0.75 | **2.00** | refused | refused | here, abc |" in text
+    assert "optimize: `error: no; yes`" in text and "onnxruntime sparse-f32: `sparse ops: why`" in text
+    assert "| nsnet2 | one; other | **no** |" in text
+
+
+def test_rows_stay_until_their_step_runs_again() -> None:
+    first = rows({**NOTHING, "nsnet2": NSNET}, "first")
+    assert rows(NOTHING, "then", first) == first
+    again = {**NSNET, "optimize": None, "purpose": {"refused": "gone"}}
+    then = rows({**NOTHING, "nsnet2": again, "dtln-1": {**again, "identity": None}}, "then", first)
+    assert then["identity"]["nsnet2"]["CPU, commit"] == "then" and "dtln-1" not in then["identity"]
+    assert "nsnet2" not in then["purpose"] and "gone" in then["refused"]["nsnet2"][""]
+    fine = {**NSNET, "identity": {"result": {}}, "optimize": None}
+    assert "nsnet2" not in rows({**NOTHING, "nsnet2": fine}, "then", first)["refused"]

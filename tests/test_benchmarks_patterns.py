@@ -99,15 +99,36 @@ def test_a_row_is_trained_once_and_the_page_tells_it(small, tmp_path, monkeypatc
         and "Not trained yet: small-unstructured" in shown
     )
     assert "| i8-shared |" not in shown and "| dense | | onnxruntime int8 |" in shown
+    small.file(rows[0]).unlink()
+    patterns.write_page([small], tmp_path / "results")
+    assert "| unstructured | 12.5% |" in (tmp_path / "results" / "patterns.md").read_text().replace("**", "")
 
 
 def test_the_front():
-    def row(us, worse):
+    def row(us, worse, made="here"):
         latency = {"us": {"dense f32": 1.0, "f32": 9e9, "i8": us}}
-        return {"latency": latency, "degradation": {"value": worse}}
+        return {"latency": latency, "degradation": {"value": worse}, "made": made}
 
-    rows = [row(1, 3), row(2, 2), row(3, 2), row(2, 4), row(4, 1)]
-    assert front(rows) == [True, True, False, False, True]
+    rows = [row(1, 3), row(2, 2), row(3, 2), row(2, 4), row(4, 1), row(2, 4, "there")]
+    assert front(rows) == [True, True, False, False, True, True]
+
+
+def test_earlier_rows_stay_until_they_are_made_again(small):
+    def line(pattern, **more):
+        return {"row": vars(Row("small", pattern, 0.125)), **more}
+
+    before = {
+        "rows": [line("bank64", valid=1, made="then"), line("bank32", valid=2, made="then")],
+        "formats": [line("bank64", format=name, made="then") for name in ("i8", "f32")],
+    }
+    part = {"rows": [line("bank64", valid=3)], "formats": [line("bank64", format="i8")]}
+    found = patterns.merged(small, part, before)
+    assert [(item["valid"], item["made"] == "then") for item in found["rows"]] == [(3, False), (2, True)]
+    assert [(item["format"], item["made"] == "then") for item in found["formats"]] == [
+        ("i8", False),
+        ("f32", True),
+    ]
+    assert "small-bank64-12.5" not in found["missing"] and "small-bank64-6.25" in found["missing"]
 
 
 def test_a_page_of_nothing():
