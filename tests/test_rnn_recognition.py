@@ -146,6 +146,12 @@ def test_near_misses_are_left_with_a_remark() -> None:
     assert "different weights" in left(unrolled(several, 3)).faults[0]
     several = [gru_step(Weights(3, seed=k), "after") for k in range(2)]
     assert "different weights" in left(unrolled(several, 2)).faults[0]
+    for style, attribute in (("torch", {"alpha": 0.5}), ("torch", {"beta": 0.0})):
+        model = unrolled(lstm_step(Weights(4), style), 4)
+        last = nodes(model, "Gemm")[-1]
+        for name, value in attribute.items():
+            last.attributes[name] = ir.AttrFloat32(name, value)
+        assert "different weights" in left(model).faults[0]  # of steps that look alike the last alone differs
     short = looped(lstm_step(Weights(4), "tensorflow"), 2, skip_last=True)
     found = recognise(short)
     assert not found.layers and "from one end to the other" in found.faults[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.cells import GRU
 from lstmopt.rnn.recognition.cells import Cell
-from lstmopt.rnn.recognition.regions import Constants, Operand, Region, Rows, Unfit, evaluate_rows
+from lstmopt.rnn.recognition.regions import Constants, Operand, Region, Rows, Unfit, evaluate_rows, form
 from lstmopt.rnn.recognition.tracing import leaves, origin
 from lstmopt.rnn.weights import RnnWeights
 
@@ -213,6 +213,16 @@ class Reader:
                 one, other, rtol=0, atol=EXACT * max(1.0, float(np.abs(weights.w).max()))
             ):
                 raise Unfit("is not the cell that it looks like")
+
+    def form(self, frame: Frame) -> Hashable:
+        """Returns what a cell has in common with others of which `prove` says the same."""
+        operands = [*(("x", item) for item in frame.inputs), ("h", frame.h), ("c", frame.c)]
+        leaves: dict[ir.Value, Hashable] = {}
+        for place, (kind, operand) in enumerate(operands):
+            for index, value in enumerate(() if operand is None else operand.values):
+                leaves.setdefault(value, (kind, place, index))
+        shapes = tuple(None if item is None else item.shapes for _, item in operands)
+        return form(frame.cell.states, leaves), shapes
 
     def _region(self, values: list[ir.Value], operands: list[Operand], cell: Cell, bypass: bool) -> Region:
         ends = {value for operand in operands for value in operand.values}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -146,6 +146,46 @@ class Region:
         return [results[f"out{index}"] for index in range(len(self._outputs))]
 
 
+def form(outputs: Sequence[ir.Value], leaves: Mapping[ir.Value, Hashable]) -> Hashable:
+    """Returns what two parts of a graph have in common that compute the same from leaves of the same names.
+
+    That is every node with its attributes and where its inputs come from, and the values that no node makes,
+    initializers among them.
+
+    Args:
+        outputs: what is computed.
+        leaves: where it ends, by name.
+    """
+    places: dict[ir.Value, Hashable] = dict(leaves)
+    lines: list[Hashable] = []
+    pending = [(value, False) for value in reversed(outputs)]
+    while pending:
+        value, ready = pending.pop()
+        node = value.producer()
+        if value in places:
+            continue
+        if node is None:
+            places[value] = value
+        elif not ready:
+            pending.append((value, True))
+            pending += [(item, False) for item in reversed(node.inputs) if item is not None]
+        else:
+            places |= {item: (len(lines), index) for index, item in enumerate(node.outputs)}
+            inputs = tuple(None if item is None else places[item] for item in node.inputs)
+            lines.append((node.op_identifier(), node.version, _attributes(node), inputs))
+    return tuple(lines), tuple(places[value] for value in outputs)
+
+
+def _attributes(node: ir.Node) -> Hashable:
+    """Returns a node's attributes; of one with a graph inside the node itself, which no other is."""
+    if has_graph(node):
+        return node
+    return tuple(
+        (name, ir.to_proto(attribute).SerializeToString())
+        for name, attribute in sorted(node.attributes.items())
+    )
+
+
 def _wide(array: Array) -> Array:
     return array.astype(np.float64) if array.dtype.kind == "f" else array
 
@@ -188,7 +228,7 @@ class Operand:
             raise Unfit("has no batch")
         if len({shape[-1] for shape in shapes}) != 1:
             raise Unfit("has its features elsewhere")
-        self.values, self._shapes = tuple(values), tuple(shapes)
+        self.values, self.shapes = tuple(values), tuple(shapes)
 
     @property
     def value(self) -> ir.Value:
@@ -198,7 +238,7 @@ class Operand:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the first of its values."""
-        return self._shapes[0]
+        return self.shapes[0]
 
     @property
     def features(self) -> int:
@@ -213,7 +253,7 @@ class Operand:
     def feeds(self, rows: Rows, wide: bool) -> dict[ir.Value, Array]:
         """Returns its values for so many rows; ``wide``: for as many as there are, else for its batch."""
         result: dict[ir.Value, Array] = {}
-        for value, shape in zip(self.values, self._shapes, strict=True):
+        for value, shape in zip(self.values, self.shapes, strict=True):
             if wide:
                 axis = batch_axis(shape)
                 shape = tuple(len(rows) if i == axis else 1 for i in range(len(shape) - 1)) + shape[-1:]

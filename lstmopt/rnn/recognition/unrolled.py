@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -110,11 +110,16 @@ def _read(cells: list[Cell], reader: Reader, state_inputs: frozenset[str]) -> Ch
         hidden = [_state_leaf(cells[0], reader, state_inputs)]
     frames = [reader.frame(cell, h) for cell, h in zip(cells, hidden, strict=True)]
     weights = reader.weights(frames[model])
+    proved: set[Hashable] = set()
     for index, frame in enumerate(frames):
         if frame.hidden_size != weights.hidden_size or frame.input_size != weights.w.shape[-1]:
             raise Unfit("steps of several sizes")
+        form = reader.form(frame)
+        if form in proved:
+            continue
         try:
             reader.prove(frame, weights, index)
+            proved.add(form)
         except Unfit as fault:
             raise Unfit("its steps have different weights" if index != model else str(fault)) from fault
     made = {value for cell in cells for value in cell.states}
