@@ -3,7 +3,7 @@
     python -m benchmarks.gpu_forms [MODEL.onnx ...]
 
 Without models it takes the reference model and the same with 256, 384 and 512 units a layer. The runtime
-`torch` has the first two forms, `cudnn` all. Sequence 35, batch 1.
+`torch-cuda` has the first two forms, `cudnn` all. Sequence 35, batch 1.
 CUDA events time the graph of a call; the last figure is a call that waits for its result, by the clock.
 """
 

@@ -145,6 +145,34 @@ def test_tables_that_tell_too_little_are_one_line(tables: tuple[str, ...], tmp_p
     assert not (tmp_path / "o" / "report.json").exists()
 
 
+def test_tables_of_torch_on_a_gpu_drive_it_too(tmp_path: Path) -> None:
+    """As `probe` writes them on a machine without TensorRT."""
+    classifier(tmp_path / "model.onnx", HIDDEN)
+    examples(tmp_path / "data.npz", 60)
+    slower = recorded("f32", runtime="torch-cuda").curve
+    slower = {size: 3 * value for size, value in slower.items()}
+    tables = [
+        recorded("f32", runtime="torch-cuda", curve=slower),
+        *(recorded(precision, runtime="cudnn") for precision in ("f32", "f16")),
+    ]
+    out = tmp_path / "out"
+    lstmopt.optimize(
+        tmp_path / "model.onnx", target="nvidia", data=tmp_path / "data.npz", budget=Budget(steps=3),
+        max_degradation=5.0, latency_tables=tuple(tables), output=out,
+    )  # fmt: skip
+    report = Report.load(out / "report.json")
+    # Ours is no peer; the original in it is a candidate.
+    assert {(peer.runtime, peer.precision) for peer in report.peers} == {("torch-cuda", "f32")}
+    assert ("packed", "cudnn", "f16") in {(c.name, c.runtime, c.precision) for c in report.candidates}
+    assert (report.optimized.runtime, report.optimized.precision) == ("cudnn", "f16")
+    assert any("tensorrt f32 was left out: no latency table tells it" in note for note in report.notes)
+    assert any("all outputs are those of torch-cpu on its file" in note for note in report.notes)
+    deploy = Manifest.load(out / "manifest.json").deploy
+    assert [entry.runtime for entry in deploy][0] == "cudnn" and not (out / "tensorrt").exists()
+    result = verify_artifact(out)
+    assert result.passed and any("cudnn f16 in torch-cpu" in check.name for check in result.checks)
+
+
 def test_a_dry_run_tells_what_is_lacking(tmp_path: Path) -> None:
     classifier(tmp_path / "model.onnx", HIDDEN)
     call = "optimize", tmp_path / "model.onnx", "--target", "nvidia", "--dry-run", "-o", tmp_path / "o"

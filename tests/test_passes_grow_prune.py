@@ -27,6 +27,7 @@ from lstmopt.rnn.reader import find_rnns
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.rnn.writer import rnn_model
 from lstmopt.sparsity.patterns import Unstructured, parse_pattern
+from lstmopt.targets import load_target
 from tests.training import language_model, state_for, text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -401,3 +402,9 @@ def test_a_model_without_lstm_weights_is_one_clear_line(model, tmp_path):
 
 def test_text_can_be_learnt():
     assert text(100, 0).shape == (100,) and not np.array_equal(text(100, 0), text(100, 1))
+
+
+@pytest.mark.parametrize(("target", "pattern"), [("nvidia", "unstructured"), ("local", "bank64:step4")])
+def test_without_a_pattern_it_is_the_target_s_first(model, tmp_path, target, pattern):
+    state = state_for(model, tmp_path, target=load_target(target))
+    assert GrowPrune(steps=2, batch=4, sequence=8).run(state).pattern == pattern

@@ -12,12 +12,17 @@ import pytest
 import lstmopt
 from lstmopt import runtimes
 from lstmopt.errors import LstmoptError
+from lstmopt.measure.bare import random_layer
+from lstmopt.passes import Export, Simplify
 from lstmopt.passes.convert import export_model
+from lstmopt.report.schema import Manifest
+from lstmopt.rnn.cells import LSTM
 from lstmopt.rnn.examples import axis_roles
 from lstmopt.rnn.execution import run_model
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.reader import require_rnns
 from lstmopt.rnn.writer import rnn_model
+from lstmopt.runtimes import open_session
 from tests.ops import error, needs_ops
 from tests.test_sparse_export import sparse_layer
 
@@ -70,6 +75,23 @@ def test_an_artifact_of_another_machine_is_told(tmp_path: Path) -> None:
             lstmopt.open_artifact(tmp_path / "artifact")
     with pytest.raises(LstmoptError, match="manifest.json"):
         lstmopt.open_artifact(tmp_path)
+
+
+def test_the_next_file_is_opened_where_the_best_does_not_load(tmp_path: Path) -> None:
+    save_model(rnn_model(random_layer(LSTM, 16, 16, 1, 0), states=False), tmp_path / "m.onnx")
+    shipped = lstmopt.Pipeline(Simplify(), Export(5)).run(
+        tmp_path / "m.onnx", target="local", output=tmp_path / "artifact"
+    )
+    assert shipped.report is not None
+    best, other = Manifest.load(tmp_path / "artifact/manifest.json").deployments(tmp_path / "artifact")[:2]
+    best.file.write_bytes(b"")
+    session = lstmopt.open_artifact(tmp_path / "artifact")
+    assert type(session) is type(open_session(other, 1))
+    other.file.write_bytes(b"")
+    for item in Manifest.load(tmp_path / "artifact/manifest.json").deployments(tmp_path / "artifact"):
+        item.file.write_bytes(b"")
+    with pytest.raises(LstmoptError, match=f"{best.runtime} {best.precision}: .*{other.runtime}"):
+        lstmopt.open_artifact(tmp_path / "artifact")
 
 
 def test_the_export_from_torch_is_a_model_to_optimise(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +16,6 @@ from lstmopt.bridge.module import OnnxModule
 from lstmopt.passes.grow_prune import GrowPrune
 from lstmopt.rnn.examples import example_inputs
 from lstmopt.rnn.reader import find_rnns
-from lstmopt.sparsity.formats import format_named
 from tests.training import language_model, state_for
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -26,12 +28,17 @@ def model(tmp_path_factory):
 
 def test_a_module_that_runs_on_a_device_has_no_fault(model):
     module = OnnxModule(model)
-    assert placing._fault(model, module, "cpu") == ""
+    assert placing._fault(module, lambda: example_inputs(model, 0), "cpu") == ""
     assert all(weight.grad is None for weight in module.weights.values())
 
 
 def test_a_module_that_does_not_run_there_is_told(model):
-    assert "the graph does not run" in placing._fault(model, OnnxModule(model), "meta")
+    def call():
+        return example_inputs(model, 0)
+
+    assert "the graph does not run" in placing._fault(OnnxModule(model), call, "meta")
+    short = {name: array for name, array in call().items() if name != "tokens"}
+    assert "the graph does not run" in placing._fault(OnnxModule(model), lambda: short, "cpu")
 
 
 def test_a_module_that_computes_something_else_there_is_told(model, monkeypatch):
@@ -44,13 +51,56 @@ def test_a_module_that_computes_something_else_there_is_told(model, monkeypatch)
             next(iter(module.weights.values())).add_(0.1)
 
     monkeypatch.setattr(module, "place", place)
-    assert "differs" in placing._fault(model, module, "cpu")
+    assert "differs" in placing._fault(module, lambda: example_inputs(model, 0), "cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_nothing_is_said(model):
     module = OnnxModule(model)
-    assert placing.place_for_training([(model, module)]) == () and module.device.type == "cpu"
+    with placing.placed_for_training([(module, lambda: example_inputs(model, 0))]) as notes:
+        assert notes == () and module.device.type == "cpu"
+
+
+def test_what_does_not_run_on_a_gpu_stays_on_the_cpu(model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU")
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    modules = [OnnxModule(model) for _ in range(2)]
+    trials = [(module, lambda: example_inputs(model, 0)) for module in modules]
+    monkeypatch.setattr(placing, "_fault", lambda module, *_: "it fails" if module is modules[1] else "")
+    before = torch.backends.cudnn.allow_tf32
+    with placing.placed_for_training(trials) as (note,):
+        assert note == "trained on the CPU: on the GPU it fails"
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
+    assert all(module.device.type == "cpu" for module in modules)
+
+
+STATES = {
+    "untouched": "",
+    "older": "b.cuda.matmul.allow_tf32 = True; b.cudnn.allow_tf32 = False",
+    "by name": "torch.set_float32_matmul_precision('high')",
+    "newer": "b.fp32_precision = 'tf32'",
+    "one newer": "b.cudnn.rnn.fp32_precision = 'ieee'",
+}
+EXACT = """
+import torch
+from lstmopt.bridge.exact import exact_products
+b = torch.backends
+{}
+places = (b.cuda.matmul, b.cudnn.rnn, b.cudnn.conv)
+before = [place.fp32_precision for place in places]
+with exact_products():
+    assert [place.fp32_precision for place in places] == ["ieee"] * 3
+assert [place.fp32_precision for place in places] == before
+"""
+
+
+@pytest.mark.parametrize("settings", STATES.values(), ids=STATES)
+def test_products_are_exact_however_torch_was_set_and_as_before_after(settings):
+    code = EXACT.format(settings)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_placed_arrays_keep_their_shapes(model):
@@ -81,7 +131,6 @@ def test_training_on_a_gpu_ends_as_on_the_cpu(model, optimizer, tmp_path, monkey
         kept = sum(w.nonzero_parameters for w in layers) / sum(w.parameters for w in layers)
         assert kept == pytest.approx(0.2, abs=0.02)
     assert losses[0] == pytest.approx(losses[1], rel=0.03)
-    assert format_named("i8") is not None
 
 
 @needs_gpu
@@ -119,5 +168,4 @@ def test_every_state_and_length_is_computed_there(tmp_path):
 
     for form in ({"lengths": True}, {"direction": "bidirectional", "lengths": True}, {"peepholes": True}):
         graph = ir.from_proto(recurrent(**form))
-        assert placing._fault(graph, OnnxModule(graph), "cuda") == "", form
-    assert example_inputs(graph, 0)
+        assert placing._fault(OnnxModule(graph), partial(example_inputs, graph, 0), "cuda") == "", form

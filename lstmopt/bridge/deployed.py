@@ -10,7 +10,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from lstmopt.bridge.cudnn_rnn import CudnnLayers
+from lstmopt.bridge.cudnn_rnn import CudnnLayer
+from lstmopt.bridge.exact import exact_products
 from lstmopt.bridge.module import OnnxModule
 from lstmopt.bridge.node import Node
 from lstmopt.bridge.program import Program
@@ -30,6 +31,9 @@ further from float64 (1.2e-5 of the output's range, measured) than f32 may be he
 """
 
 ROWS, WIDTH = 8, 128
+MOST_BUFFERS = 256
+"""Of some layers in a row; a call of a new shape takes a few."""
+
 MODULES = {"LSTM": nn.LSTM, "GRU": nn.GRU}
 Parts = tuple[Tensor, Tensor, Tensor | None]
 """W ``[directions, gates * hidden, input]``, R and B of a layer, gates in ONNX's order."""
@@ -58,19 +62,20 @@ class DeployedModule:
         module = OnnxModule(model)
         if module.cuts or any(not weight.requires_grad for weight in module.weights.values()):
             raise LstmoptError(
-                "cudnn", "the model has operators that torch is not given", "use another runtime"
+                "torch", "the model has operators that the bridge does not compute", "use another runtime"
             )
         dtype = torch.float16 if precision == "f16" else torch.float32
         module.compute_dtype = dtype
         module.eval().requires_grad_(False)
         held = module.held
-        for name, weight in module.weights.items():
-            if weight.numel() and float(weight.abs().max()) > torch.finfo(dtype).max:
-                raise LstmoptError(f"weight {name}", "is beyond f16", "use f32")
         if precision == "f16":
+            for name, weight in module.weights.items():  # also those that the graph computes
+                if weight.numel() and float(weight.abs().max()) > torch.finfo(dtype).max:
+                    raise LstmoptError(f"weight {name}", "is beyond f16", "use f32")
             check_half(model)
         runs = _runs(module.program, held)
-        self._programs = {}
+        self._programs: dict[str, Program] = {}
+        self._runs: list[_Run] = []
         for form in forms:
             if form == "persistent" and (device == "cpu" or precision != "f16"):
                 continue
@@ -83,6 +88,7 @@ class DeployedModule:
             if form == "stacked" and all(len(each.layers) == len(each.run.nodes) for each in made):
                 continue  # no layers that could be stacked
             self._programs[form] = _with_linears(_replaced(module.program, made), held)
+            self._runs += made
         self.forms = tuple(self._programs) if runs else tuple(forms[:1])
         self.form = self.forms[0]
         self.dtype = dtype
@@ -97,7 +103,12 @@ class DeployedModule:
             feeds: tensors on the device by the inputs' names.
         """
         self._module.program = self._programs[self.form]
-        return self._module(feeds)  # type: ignore[no-any-return]
+        with exact_products():
+            return self._module(feeds)  # type: ignore[no-any-return]
+
+    def buffers(self) -> list[Any]:
+        """Returns what calls read and write beside their inputs and outputs: a CUDA graph needs it kept."""
+        return [buffer for run in self._runs for buffer in run.buffers_held()]
 
 
 @dataclass(frozen=True)
@@ -265,12 +276,17 @@ class _Run(nn.Module):
         together = form == "stacked" and len({r.shape[-1] for _, r, _ in parts}) == 1
         rows = [parts] if together else [[part] for part in parts]
         if form == "persistent":
-            made: list[nn.Module] = [CudnnLayers(run.cell, row, device, dtype) for row in rows]
+            made: list[nn.Module] = [CudnnLayer(run.cell, *part) for part in parts]
         else:
             made = [_module(run.cell, row, self._padded).to(device, dtype) for row in rows]
         self.layers = nn.ModuleList(made)
         self._rows = [(len(row), *row[0][1].shape[::2]) for row in rows]
         self._buffers_by_shape: dict[tuple[int | str, ...], Tensor] = {}
+
+    def buffers_held(self) -> list[Any]:
+        """Returns its buffers, and those of its layers."""
+        inner = [module.buffers_held() for module in self.layers if isinstance(module, CudnnLayer)]
+        return [*self._buffers_by_shape.values(), *(buffer for each in inner for buffer in each)]
 
     def step(self, _: Node, x: Tensor, *given: Tensor | None) -> tuple[Tensor, ...]:
         """The operator: see `_Layers.merged`."""
@@ -280,7 +296,7 @@ class _Run(nn.Module):
         for place, (module, own, (depth, directions, _)) in enumerate(
             zip(self.layers, states, self._rows, strict=True)
         ):
-            if isinstance(module, CudnnLayers):
+            if isinstance(module, CudnnLayer):
                 y, *last = module(y.contiguous(), *own)
             else:
                 y = self._widened(y, place, own[0].shape[1], cast(nn.RNNBase, module).input_size)
@@ -331,6 +347,8 @@ class _Run(nn.Module):
         """Returns zeros that are kept from call to call, so that what is behind is written once."""
         shape = [size for size in key[1:] if isinstance(size, int)]
         if key not in self._buffers_by_shape:
+            if len(self._buffers_by_shape) >= MOST_BUFFERS:
+                self._buffers_by_shape.clear()  # who still needs one holds it
             self._buffers_by_shape[key] = x.new_zeros(shape)
         return self._buffers_by_shape[key]
 

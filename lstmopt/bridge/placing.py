@@ -3,53 +3,64 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from lstmopt.bridge.exact import exact_products
 from lstmopt.bridge.module import OnnxModule
 from lstmopt.errors import LstmoptError
-from lstmopt.rnn.examples import example_inputs
 
 TOLERANCE = 1e-3
 """Of an output's largest value: sums in another order."""
 
+Trial = tuple[OnnxModule, Callable[[], Mapping[str, Any]]]
+"""A module, and what makes an array for each of its inputs."""
 
-def place_for_training(modules: Sequence[tuple[ir.Model, OnnxModule]]) -> tuple[str, ...]:
-    """Moves modules to the GPU of this machine, if all of them run there; otherwise they stay on the CPU.
 
-    That is tried: a call on random inputs, and its gradients.
+@contextmanager
+def placed_for_training(modules: Sequence[Trial]) -> Iterator[tuple[str, ...]]:
+    """Has modules on the GPU of this machine, if all of them run there; otherwise they stay on the CPU.
+
+    That is tried: a call, and its gradients. Within it f32 is f32: the weights end in runtimes that do not
+    round products to TF32.
 
     Args:
-        modules: with the graphs that they were made of.
+        modules: each with inputs to try it on.
 
-    Returns:
+    Yields:
         A note on where training is done, where there is a GPU.
     """
     if not torch.cuda.is_available():
-        return ()
+        yield ()
+        return
+    with exact_products(), warnings.catch_warnings():
+        # Weights are parameters of the graph, not of torch's layers: they are gathered at each call.
+        warnings.filterwarnings("ignore", "RNN module weights are not part")
+        yield (_place(modules),)
+    torch.cuda.empty_cache()  # other processes measure there next
+
+
+def _place(modules: Sequence[Trial]) -> str:
     name = torch.cuda.get_device_name()
-    # Weights are parameters of the graph, not of torch's layers: they are gathered at each call.
-    warnings.filterwarnings("ignore", "RNN module weights are not part")
-    # f32 is f32: the weights end in runtimes that do not round products to TF32.
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    for model, module in modules:
-        if fault := _fault(model, module, "cuda"):
-            for _, moved in modules:
+    for module, inputs in modules:
+        if fault := _fault(module, inputs, "cuda"):
+            for moved, _ in modules:
                 moved.place("cpu")
-            return (f"trained on the CPU: on the {name} {fault}",)
-    return (f"trained on the {name}",)
+            return f"trained on the CPU: on the {name} {fault}"
+    return f"trained on the {name}"
 
 
-def _fault(model: ir.Model, module: OnnxModule, device: str) -> str:
+def _fault(module: OnnxModule, inputs: Callable[[], Mapping[str, Any]], device: str) -> str:
     """Moves a module to a device and says what is wrong with it there; empty if nothing is."""
-    feeds = example_inputs(model, 0)
     module.eval()
-    with torch.no_grad():
-        expected = module({name: module.placed(array) for name, array in feeds.items()})
     try:
+        feeds = inputs()
+        with torch.no_grad():
+            expected = module({name: module.placed(array) for name, array in feeds.items()})
         module.place(device)
         found = module({name: module.placed(array) for name, array in feeds.items()})
         reals = [value.float().square().sum() for value in found.values() if value.requires_grad]
@@ -57,7 +68,8 @@ def _fault(model: ir.Model, module: OnnxModule, device: str) -> str:
             torch.stack(reals).sum().backward()  # type: ignore[no-untyped-call]
         differing = [key for key in expected if not _same(expected[key], found[key].detach().cpu())]
     except (LstmoptError, RuntimeError, TypeError) as error:
-        return f"the graph does not run ({str(error).splitlines()[0][:120]})"
+        said = str(error).partition("\n")[0][:120] or type(error).__name__
+        return f"the graph does not run ({said})"
     finally:
         module.zero_grad(set_to_none=True)
     return f"{differing[0]} differs" if differing else ""

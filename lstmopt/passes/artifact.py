@@ -21,20 +21,25 @@ def open_artifact(folder: str | Path, runtime: str | None = None) -> Session:
         A session: ``run`` takes arrays by the inputs' names and returns all outputs by theirs.
 
     Raises:
-        LstmoptError: there is no manifest, or nothing in it that runs here.
+        LstmoptError: there is no manifest, or nothing in it that loads here; all that was tried is named.
     """
     folder = Path(folder)
     manifest = Manifest.load(folder / "manifest.json")
-    absent = []
+    faults = []
     for deployment in manifest.deployments(folder):
         if runtime not in (None, deployment.runtime):
             continue
         status = runtime_named(deployment.runtime).status()
-        if status.usable:
+        if not status.usable:
+            faults.append(f"{deployment.runtime}: {status.reason}")
+            continue
+        try:
             return open_session(deployment, manifest.threads)
-        absent.append(f"{deployment.runtime}: {status.reason}")
+        except LstmoptError as error:
+            faults.append(f"{deployment.runtime} {deployment.precision}: {error.fault}")
+    wanted = f"for {runtime}" if runtime else "that a runtime loads"
     raise LstmoptError(
         f"{folder}",
-        "; ".join(dict.fromkeys(absent)) or f"holds no file for {runtime}",
+        "; ".join(dict.fromkeys(faults)) or f"holds no file {wanted}",
         "name another runtime, or install it: see lstmopt doctor",
     )

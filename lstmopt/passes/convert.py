@@ -22,6 +22,7 @@ from lstmopt.precision import is_sparse
 from lstmopt.report.folder import MANIFEST, manifest_files, write_folder
 from lstmopt.report.manifest import Manifest, state_records
 from lstmopt.report.runner import run_script
+from lstmopt.report.titles import runtime_title
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
@@ -231,7 +232,7 @@ def convert(
         source=str(path),
         deployment=best.placed(output),
         error=error,
-        notes=(*_not_run(engine), *(f"left out: {fault.fault}" for fault in faults)),
+        notes=(*_not_run(engine, best), *(f"left out: {fault.fault}" for fault in faults)),
         stateful=tuple(item.placed(output) for item in kept),
     )
 
@@ -255,12 +256,12 @@ def _wanted(engine: Runtime, precision: str) -> tuple[str, ...]:
     return (precision,)
 
 
-def _not_run(engine: Runtime) -> list[str]:
+def _not_run(engine: Runtime, deployment: Deployment) -> list[str]:
     """Returns what a user should know of a model that was written for another machine."""
-    status = engine.status()
+    status, other = engine.status(), runtime_title(stand_in(deployment).runtime)
     if status.usable:
         return []
-    return [f"not run in {engine.name} ({status.reason}): the error is ONNX Runtime's on the same file"]
+    return [f"not run in {engine.name} ({status.reason}): the error is that of {other} on the same file"]
 
 
 def _is_ahead(deployment: Deployment) -> bool:

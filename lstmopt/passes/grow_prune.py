@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lstmopt.errors import LstmoptError
@@ -156,19 +157,21 @@ class GrowPrune:
 
         from lstmopt.bridge.batching import free_batch
         from lstmopt.bridge.module import OnnxModule, write_back
-        from lstmopt.bridge.placing import place_for_training
+        from lstmopt.bridge.placing import placed_for_training
         from lstmopt.bridge.pruning import Pruner
         from lstmopt.bridge.runner import ModuleRunner, Stream, output_variances
         from lstmopt.bridge.schedule import Schedule
         from lstmopt.bridge.training import Trainer, has_native_bfloat16
+        from lstmopt.passes.candidates import heaviest_call
         from lstmopt.tasks.base import with_interface
         from lstmopt.tasks.examples import Distillation
 
         task, data = state.task, state.data
-        pattern = parse_pattern(state.target.patterns[0] if self.pattern is None else self.pattern)
+        default = (*state.target.patterns, "unstructured")[0]
+        pattern = parse_pattern(default if self.pattern is None else self.pattern)
         if self.amp and not (torch.cuda.is_available() or has_native_bfloat16()):
             raise LstmoptError("GrowPrune amp", "this CPU does not compute in bfloat16", "leave amp out")
-        with _threads(self.threads):
+        with _threads(self.threads), ExitStack() as stack:
             module = OnnxModule(state.model)
             groups = self._groups(state.model, module, pattern)
             rounding, notes = self._rounding(module, groups)
@@ -180,14 +183,14 @@ class GrowPrune:
             if original is None:
                 original = OnnxModule(state.original).eval().requires_grad_(False)
             used = {
-                id(each): (graph, each)
+                id(each): (each, partial(heaviest_call, graph, state.target, 0))
                 for graph, each in (
                     (state.model, module),
                     (state.original, original),
                     *(() if teacher is None else ((source, teacher),)),
                 )
             }
-            where = place_for_training(list(used.values()))
+            where = stack.enter_context(placed_for_training(list(used.values())))
             interface = free_batch(task.interface, state.model, module)
             trained = with_interface(task, interface)
             settings = self._settings(state)

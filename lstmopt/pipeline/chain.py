@@ -123,7 +123,7 @@ class Pipeline:
         chosen = load_target(target)
         check_target(chosen)
         check_calls(original, chosen)
-        check_tables(original, chosen, latency_tables)
+        chosen, left_out = told_by(original, chosen, latency_tables)
         with run_folder(output) as folder:
             if fresh:
                 clear(folder)
@@ -158,7 +158,7 @@ class Pipeline:
                 seed=seed,
                 teacher=given_teacher,
                 tables=latency_tables,
-                notes=(*notes, *prepared.notes),
+                notes=(*notes, *prepared.notes, *left_out),
                 command=command,
                 keep_intermediates=folder / "intermediates" if keep_intermediates else None,
                 progress=progress,
@@ -202,28 +202,46 @@ def check_calls(model: ir.Model, target: Target) -> None:
         given_sizes(model, shape.inputs)
 
 
-def check_tables(model: ir.Model, target: Target, tables: tuple[LatencyTable, ...]) -> None:
-    """Checks, for a target that is another machine, that tables tell its speed.
+def told_by(
+    model: ir.Model, target: Target, tables: tuple[LatencyTable, ...]
+) -> tuple[Target, tuple[str, ...]]:
+    """Returns, of a target that is another machine, the runtimes and precisions whose speed tables tell.
 
     Args:
         model: the original.
-        target: whose runtimes and precisions all have to be told.
+        target: any target; one whose runtimes run here stays as it is.
         tables: that were given.
 
+    Returns:
+        The target, and notes on what was left out.
+
     Raises:
-        LstmoptError: one of them is not.
+        LstmoptError: they do not tell that of a peer in f32.
     """
     from lstmopt.passes.elsewhere import is_elsewhere, untold
     from lstmopt.passes.latency import latency_models
     from lstmopt.rnn.recognition.recognise import recognise
-    from lstmopt.runtimes import runtime
+    from lstmopt.runtimes import OURS, runtime
 
     if not is_elsewhere(target):
-        return
+        return target, ()
     model = recognise(model).model
-    told = {model.kind[:2] for model in latency_models(model, tables, (), target)}
-    for item in target.runtimes:
-        written = runtime(item.runtime).status().ahead
-        for precision in item.precisions:
-            if precision in written and (item.runtime, precision) not in told:
-                raise untold(model, tables, target, item.runtime, precision)
+    known = {found.kind[:2] for found in latency_models(model, tables, (), target)}
+    written = {item.runtime: runtime(item.runtime).status().ahead for item in target.runtimes}
+    pairs = [
+        (item.runtime, p) for item in target.runtimes for p in item.precisions if p in written[item.runtime]
+    ]
+    told = [pair for pair in pairs if pair in known]
+    peers = [pair for pair in told if pair[0] not in OURS] or told
+    if not any(precision == "f32" for _, precision in peers):
+        first = next((name for name, precision in [*peers, *pairs] if "f32" in written[name]), pairs[0][0])
+        raise untold(model, tables, target, first, "f32")
+    kept = tuple(
+        item.model_copy(update={"precisions": precisions})
+        for item in target.runtimes
+        if (precisions := tuple(p for p in item.precisions if (item.runtime, p) in told))
+    )
+    notes = (
+        f"{name} {p} was left out: no latency table tells it" for name, p in pairs if (name, p) not in told
+    )
+    return target.model_copy(update={"runtimes": kept}), tuple(notes)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from lstmopt.pipeline.chain import Pipeline, check_tables, check_target
+from lstmopt.pipeline.chain import Pipeline, check_target, told_by
 from lstmopt.pipeline.standard import check_torch, standard_stages
 from lstmopt.pipeline.state import Budget
 from lstmopt.rnn.files import load_model
@@ -79,7 +79,7 @@ def plan(
     original, chosen = load_model(model), load_target(target)
     check_target(chosen)
     timing_calls(original, chosen, seed)  # that the model runs on the target's shapes
-    check_tables(original, chosen, latency_tables)
+    chosen, left_out = told_by(original, chosen, latency_tables)
     layers = require_rnns(recognise(original).model, str(model))
     name, labelled, notes = describe(original, task=task, data=data, val=val, test=test)
     stages = standard_stages(back_off, trained)
@@ -93,5 +93,5 @@ def plan(
         max_degradation=(0.0 if labelled else 0.01) if max_degradation is None else max_degradation,
         layers={layer.name: layer.weights.hidden_size for layer in layers if layer.weights is not None},
         stages=tuple(repr(stage) for stage in stages),
-        notes=(*notes, f"{budget or Budget()}, seed {seed}"),
+        notes=(*notes, *left_out, f"{budget or Budget()}, seed {seed}"),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _NAMES = {
     "openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "cudnn": "cuDNN",
-    "torch-cuda": "torch on the GPU",
+    "torch-cuda": "torch on the GPU", "torch-cpu": "torch on the CPU",
     "onnxruntime-cuda": "ONNX Runtime, CUDA", "onnxruntime-rtx": "ONNX Runtime, TensorRT-RTX",
 }  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lstmopt.errors import LstmoptError
 from lstmopt.runtimes.base import Deployment, Runtime, RuntimeStatus, Session, TensorInfo
-from lstmopt.runtimes.cudnn import CUDNN, TORCH
+from lstmopt.runtimes.cudnn import CUDNN, ON_CPU, TORCH
 from lstmopt.runtimes.onnxruntime import OnnxRuntime
 from lstmopt.runtimes.onnxruntime_gpu import ON_CUDA, ON_RTX
 from lstmopt.runtimes.openvino import OpenVino
@@ -41,7 +41,7 @@ def runtime(name: str) -> Runtime:
         LstmoptError: there is none of that name.
     """
     known = (*RUNTIMES, *GPU_RUNTIMES)
-    for item in known:
+    for item in (*known, ON_CPU):
         if item.name == name:
             return item
     raise LstmoptError(f"runtime {name}", "unknown", f"use one of {', '.join(item.name for item in known)}")
@@ -63,13 +63,16 @@ def open_session(deployment: Deployment, threads: int) -> Session:
 def stand_in(deployment: Deployment) -> Deployment:
     """Returns a deployment itself, or what runs in its place where its runtime does not run here.
 
-    That is ONNX Runtime on the same file, for runtimes that load ONNX: the same tensors, those in f16 as
-    well, though each operator computes in f32. It tells accuracy and nothing of speed.
+    That is torch on the CPU for what torch runs on a GPU: the same graph, each operator in the same
+    precision. For other runtimes that load ONNX it is ONNX Runtime on the same file: the same tensors, those
+    in f16 as well, though each operator computes in f32. It tells accuracy and nothing of speed.
 
     Args:
         deployment: of any runtime.
     """
     if runtime(deployment.runtime).status().usable or deployment.file.suffix != ".onnx":
         return deployment
+    if deployment.runtime in (CUDNN.name, TORCH.name) and ON_CPU.status().usable:
+        return deployment.model_copy(update={"runtime": ON_CPU.name})
     settings = {"session.intra_op.allow_spinning": "0"}
     return deployment.model_copy(update={"runtime": "onnxruntime", "settings": settings})

@@ -132,7 +132,9 @@ class Session(Protocol):
 class Runtime(Protocol):
     """One runtime."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As targets and manifests name it."""
 
     def status(self) -> RuntimeStatus:
         """Says whether it can be used here."""

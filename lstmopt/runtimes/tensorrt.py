@@ -141,10 +141,9 @@ fi
 
 @dataclass
 class _Loaded:
-    """An engine with a context and the sizes that it takes."""
+    """An engine and the sizes that it takes."""
 
     engine: Any
-    context: Any
     ranges: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
 
     def takes(self, feeds: Feeds) -> bool:
@@ -270,7 +269,7 @@ class TensorRtSession:
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             return None
-        loaded = _Loaded(engine, None)
+        loaded = _Loaded(engine)
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             inward = engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
@@ -283,7 +282,3 @@ class TensorRtSession:
 def _range(text: str) -> Range:
     least, usual, most = (tuple(int(size) for size in part.split("x")) for part in text.split(":"))
     return least, usual, most
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))

@@ -79,16 +79,12 @@ def log() -> Log:
     return Log(trt)
 
 
-def build_engine(
-    model_file: Path, ranges: Mapping[str, Range], *, tf32: bool = False, sparse: bool = False
-) -> bytes:
-    """Parses a model and returns its engine, serialised.
+def build_engine(model_file: Path, ranges: Mapping[str, Range]) -> bytes:
+    """Parses a model and returns its engine, serialised; products in f32 are not rounded to TF32.
 
     Args:
         model_file: what `prepare` made.
         ranges: of each input with dynamic axes.
-        tf32: whether products in f32 may be rounded to TF32.
-        sparse: whether the builder may take kernels for 2:4 sparse weights where it finds them faster.
 
     Raises:
         LstmoptError: TensorRT refuses the model; the line is its own.
@@ -109,10 +105,7 @@ def build_engine(
         )
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, MOST_WORKSPACE)
-    if not tf32:
-        config.clear_flag(trt.BuilderFlag.TF32)
-    if sparse:
-        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     _add_profile(trt, builder, network, config, ranges)
     stored = _timing_cache(trt)
