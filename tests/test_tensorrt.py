@@ -333,7 +333,8 @@ def test_export_writes_the_folder_and_says_what_was_not_run(tmp_path: Path) -> N
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"model.onnx", "build.sh", "manifest.json"} <= names
     assert 1e-5 < result.error < 1e-2
-    assert "not run in tensorrt" in result.notes[0] and "that of ONNX Runtime on the same file" in result.notes[0]
+    assert "not run in tensorrt" in result.notes[0]
+    assert "that of ONNX Runtime on the same file" in result.notes[0]
     manifest = Manifest.load(tmp_path / "out" / "manifest.json")
     assert set(manifest.files) == names - {"manifest.json"}
     assert manifest.deploy[0].settings["tokens"] == "35x1:35x1:35x1"
