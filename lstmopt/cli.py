@@ -569,7 +569,7 @@ def verify(artifact: Path, baseline: Path | None, max_slowdown: float, as_json: 
 
 @cli.command(short_help="Converts MODEL for a runtime; no training.")
 @click.argument("model", type=FILE)
-@click.option("--runtime", type=click.Choice(["openvino", "onnxruntime", "tensorrt"]), required=True)
+@click.option("--runtime", type=click.Choice(["openvino", "onnxruntime", "tensorrt", "cudnn"]), required=True)
 @click.option(
     "--format",
     "precision",

@@ -515,6 +515,19 @@ def test_building_tries_the_model_where_it_will_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(cuda.gpu() is not None, reason="there is a GPU")
+def test_export_writes_for_a_gpu_elsewhere(tmp_path: Path) -> None:
+    save_model(rnn_model(random_layer(LSTM, 8, 4, 1, 0)), tmp_path / "m.onnx")
+    options = "--runtime", "cudnn", "--format", "f16", "-o", tmp_path / "out"
+    told = call("export", tmp_path / "m.onnx", *options)
+    assert told.returncode == 0, told.stderr
+    assert "lstmopt.open_artifact" in told.stdout and "build.sh" not in told.stdout
+    assert "not run in cudnn" in told.stdout and {p.name for p in (tmp_path / "out").iterdir()} == {
+        "model.onnx",
+        "manifest.json",
+    }
+
+
+@pytest.mark.skipif(cuda.gpu() is not None, reason="there is a GPU")
 @pytest.mark.parametrize("engine", [TORCH, CUDNN])
 def test_torch_on_the_cpu_stands_in_in_the_same_precision(engine: Any, tmp_path: Path) -> None:
     model = stacked((40, 40))

@@ -68,11 +68,8 @@ class Exported(BaseModel):
         lines = [
             f"{ours.file}: {ours.runtime} {ours.precision}, "
             f"relative error {self.error:.1e} against the original in f32",
-            f"{'made for' if _is_ahead(ours) else 'load it with'} "
-            f"{', '.join(f'{key}={value}' for key, value in ours.settings.items())} "
-            f"(also in {MANIFEST} beside it)",
+            *_loading(ours),
             *(f"register {library} with the runtime first" for library in ours.libraries),
-            *(["build its engine with build.sh on the machine that runs it"] if _is_ahead(ours) else []),
             *(f"{item.file}: the same, states inside; request.reset_state()" for item in self.stateful),
             *(f"Note: {note}" for note in self.notes),
         ]
@@ -264,8 +261,15 @@ def _not_run(engine: Runtime, deployment: Deployment) -> list[str]:
     return [f"not run in {engine.name} ({status.reason}): the error is that of {other} on the same file"]
 
 
-def _is_ahead(deployment: Deployment) -> bool:
-    return bool(find_runtime(deployment.runtime).status().ahead)
+def _loading(deployment: Deployment) -> list[str]:
+    """Returns how a file is loaded, in lines."""
+    settings = ", ".join(f"{key}={value}" for key, value in deployment.settings.items())
+    beside = f"(also in {MANIFEST} beside it)"
+    if deployment.runtime == "tensorrt":
+        return [f"made for {settings} {beside}", "build its engine with build.sh on the machine that runs it"]
+    if deployment.runtime == "cudnn":
+        return ["load it with lstmopt.open_artifact on the machine that runs it"]
+    return [f"load it with {settings} {beside}"]
 
 
 def _fastest(
