@@ -208,6 +208,8 @@ class OpenVino:
     """A file compiled by OpenVINO for the CPU."""
 
     def __init__(self, entry: dict[str, Any], threads: int) -> None:
+        # Its import reports itself over the network, and may hang without one.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         ov = importlib.import_module("openvino")
         core = ov.Core()
         for library in entry.get("libraries", ()):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -44,12 +43,27 @@ _PREFACES = (
 """How lines begin that say where in OpenVINO's source an error was raised, not what it is."""
 
 
+def imported() -> Any:
+    """Returns the package, without what tells its makers over the network that it was imported.
+
+    That runs in a process which it forks while other threads hold locks, and for which the interpreter waits
+    at its end: seen to hang where there is no network.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
 class OpenVinoSession:
     """A compiled model with one infer request."""
 
     def __init__(self, deployment: Deployment, threads: int) -> None:
-        import openvino as ov
-
+        ov = imported()
         core = ov.Core()
         settings = {
             "INFERENCE_NUM_THREADS": str(threads),
@@ -148,7 +162,7 @@ class OpenVino:
             LstmoptError: OpenVINO cannot convert the model, or the precision is another.
         """
         try:
-            import openvino as ov
+            ov = imported()
         except ImportError as error:
             raise LstmoptError("openvino", "not installed", "pip install openvino") from error
 
@@ -162,8 +176,7 @@ class OpenVino:
         file = folder / "model.xml"
         libraries: tuple[Path, ...] = (copy_library(self.name, folder),) if sparse else ()
         try:
-            with _without_commas(model_file) as path:
-                model = _read_sparse(path, libraries[0]) if sparse else ov.convert_model(str(path))
+            model = _read(model_file, libraries)
             _name_ports(model, graph)
             ov.save_model(model, str(file), compress_to_fp16=False)
         except Exception as error:  # noqa: BLE001 - as above
@@ -189,33 +202,26 @@ class OpenVino:
             raise LstmoptError("openvino", "not installed", "pip install openvino") from error
 
 
-def _read_sparse(path: Path, library: Path) -> Any:
-    """Returns the model of an ONNX file with ops of ours."""
-    import openvino as ov
+def _read(path: Path, libraries: Sequence[Path]) -> Any:
+    """Returns the model of an ONNX file, simplified as OpenVINO's own conversion does it.
 
-    core = ov.Core()
-    core.add_extension(str(library))
-    return core.read_model(str(path))
+    That conversion, `openvino.convert_model`, is not called: it reports on the model to its makers.
+    """
+    core = imported().Core()
+    from openvino._offline_transformations import apply_moc_transformations
 
-
-@contextmanager
-def _without_commas(path: Path) -> Iterator[Path]:
-    """Gives a path of the same file without a comma, at which OpenVINO's conversion cuts a path in two."""
-    if "," not in str(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder:
-        # The folder, not the file: weights in other files are found beside it.
-        link = Path(folder) / "model"
-        link.symlink_to(path.parent.absolute(), target_is_directory=True)
-        yield link / path.name
+    for library in libraries:
+        core.add_extension(str(library))
+    model = core.read_model(str(path))
+    apply_moc_transformations(model, cf=False, smart_reshape=True)
+    return model
 
 
 def _name_ports(model: Any, graph: Any) -> None:
     """Gives each input and output its ONNX name alone: conversions merge names of equal tensors.
 
     Raises:
-        ValueError: the conversion added or lost an input (it does where an output is an input itself).
+        ValueError: the conversion added or lost an input.
     """
     inputs = list(declared_shapes(graph))
     by_name = {name: port for port in model.inputs for name in port.get_names()}
@@ -238,13 +244,9 @@ def _version() -> str:
     try:
         return version("openvino")
     except PackageNotFoundError:  # a build of one's own on the path
-        import openvino as ov
-
-        return str(ov.__version__)
+        return str(imported().__version__)
 
 
 @cache
 def _capabilities() -> tuple[str, ...]:
-    import openvino as ov
-
-    return tuple(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return tuple(imported().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))

@@ -9,7 +9,7 @@ import numpy as np
 
 from lstmopt.errors import LstmoptError
 from lstmopt.runtimes.base import Array, Deployment, StatefulDeployment
-from lstmopt.runtimes.openvino import telling_line
+from lstmopt.runtimes.openvino import imported, telling_line
 
 STATEFUL = "stateful.xml"
 CHUNKS = 8
@@ -37,7 +37,7 @@ def make_stateful(
     Raises:
         LstmoptError: it has no states, OpenVINO cannot keep them, or what it computes is something else.
     """
-    import openvino as ov
+    ov = imported()
     from openvino.passes import MakeStateful, Manager
 
     file = deployment.file.with_name(STATEFUL)

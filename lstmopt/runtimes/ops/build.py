@@ -46,6 +46,10 @@ def build_ops(output: Path | None = None, openvino_dir: Path | None = None) -> t
     return tuple(folder / name for name in NAMES.values() if (folder / name).is_file())
 
 
+QUIET = "import sys; sys.modules['openvino_telemetry'] = None"
+"""See `runtimes.openvino.imported`."""
+
+
 def _default() -> Path:
     """Returns the folder that has libraries now, or else the package's own."""
     present = [folder for folder in folders() if any((folder / name).is_file() for name in NAMES.values())]
@@ -54,7 +58,7 @@ def _default() -> Path:
 
 def _openvino_dir() -> Path | None:
     """Returns where the installed OpenVINO has its CMake files, or None where it is not installed."""
-    call = [sys.executable, "-c", "import openvino.utils as u; print(u.get_cmake_path())"]
+    call = [sys.executable, "-c", f"{QUIET}; import openvino.utils as u; print(u.get_cmake_path())"]
     result = subprocess.run(call, capture_output=True, text=True, check=False)
     return Path(result.stdout.strip()) if result.returncode == 0 and result.stdout.strip() else None
 
