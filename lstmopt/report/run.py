@@ -200,7 +200,7 @@ class OnnxRuntime:
 
 
 def port_name(port: Any) -> str:
-    """Returns ONNX's name of an input or output, to which compiling may add others, longer ones."""
+    """Returns ONNX's name of an input or output of a file."""
     return str(min(port.get_names(), key=lambda name: (":" in name, len(name), name)))
 
 
@@ -223,16 +223,18 @@ class OpenVino:
         settings.update(entry.get("settings", {}))
         self.version = ov.__version__
         self._tensor = ov.Tensor
-        self._model = core.compile_model(str(HERE / entry["file"]), "CPU", settings)
+        # Compiling may give tensors further names: those of the file count.
+        written = core.read_model(str(HERE / entry["file"]))
+        self._model = core.compile_model(written, "CPU", settings)
         self._request = self._model.create_infer_request()
-        self.inputs = [port_name(port) for port in self._model.inputs]
-        self.outputs = [port_name(port) for port in self._model.outputs]
+        self.inputs = [port_name(port) for port in written.inputs]
+        self.outputs = [port_name(port) for port in written.outputs]
         self._states: Arrays = {}
 
     def types(self) -> dict[str, Any]:
         """Returns the inputs' numpy types by name."""
-        ports = self._model.inputs
-        return {port_name(port): np.dtype(port.get_element_type().to_dtype()) for port in ports}
+        ports = zip(self.inputs, self._model.inputs, strict=True)
+        return {name: np.dtype(port.get_element_type().to_dtype()) for name, port in ports}
 
     def reset(self, states: Arrays) -> None:
         """Sets the states of the next `step`, and those that the model keeps inside to zero."""

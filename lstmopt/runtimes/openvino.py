@@ -75,14 +75,15 @@ class OpenVinoSession:
         try:
             for library in deployment.libraries:
                 core.add_extension(str(library))
-            self._model = core.compile_model(str(deployment.file), "CPU", settings)
+            written = core.read_model(str(deployment.file))
+            self._model = core.compile_model(written, "CPU", settings)
         except Exception as error:  # noqa: BLE001 - OpenVINO raises RuntimeError and others
             raise LstmoptError(
                 str(deployment.file), f"OpenVINO cannot load it ({telling_line(error)})", "check the file"
             ) from error
         self._request = self._model.create_infer_request()
-        self.inputs = tuple(_info(port) for port in self._model.inputs)
-        self.outputs = tuple(_info(port) for port in self._model.outputs)
+        self.inputs = tuple(map(_info, self._model.inputs, written.inputs))
+        self.outputs = tuple(map(_info, self._model.outputs, written.outputs))
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Returns all outputs by name."""
@@ -104,8 +105,7 @@ class OpenVinoSession:
 
     def bind(self, feeds: Feeds) -> Callable[[], Any]:
         """Returns one inference on inputs that were set before."""
-        import openvino as ov
-
+        ov = imported()
         check_feeds(self.inputs, feeds)
         request = self._model.create_infer_request()
         kept = [np.require(feeds[info.name], requirements="C") for info in self.inputs]
@@ -120,13 +120,14 @@ class OpenVinoSession:
         return call
 
 
-def _info(port: Any) -> TensorInfo:
+def _info(port: Any, written: Any) -> TensorInfo:
+    """Describes a port, whose tensor compiling may give further names, by its name in the file."""
     shape = port.get_partial_shape()
     sizes = (
         tuple(None if dim.is_dynamic else dim.get_length() for dim in shape) if shape.rank.is_static else ()
     )
-    # A tensor may have several names; the ONNX one is the shortest that is not a port's.
-    names = sorted(port.get_names(), key=lambda name: (":" in name, len(name), name))
+    # In files of others it may have several; the ONNX one is the shortest that is not a port's.
+    names = sorted(written.get_names(), key=lambda name: (":" in name, len(name), name))
     return TensorInfo(
         names[0] if names else port.get_any_name(), np.dtype(port.get_element_type().to_dtype()), sizes
     )
