@@ -20,9 +20,8 @@ from typing import Any
 
 from benchmarks.model_page import page, rows
 from benchmarks.real_models import MODELS, RealModel, named
-from benchmarks.rows import commit
+from benchmarks.rows import made_here
 from lstmopt.keys import versions
-from lstmopt.measure.fingerprint import fingerprint
 
 WORK = Path("build/models")
 LIMITS = {"inspect": 120, "identity": 900, "optimize": 5400, "purpose": 900}
@@ -94,10 +93,12 @@ def step(model: RealModel, path: Path, name: str) -> dict[str, Any]:
     """Returns the result of a step, or the line with which it was refused."""
     python = sys.executable
     folder = WORK / model.name / "artifact"
-    command = {
-        "optimize": lambda: [python, "-m", "lstmopt.cli", *optimize_command(model, path, folder)],
-        "purpose": lambda: [python, "-m", model.judge, str(folder), "--model", model.name],
-    }.get(name, lambda: [python, "-m", "benchmarks.models", "--child", name, "--only", model.name])()
+    if name == "optimize":
+        command = [python, "-m", "lstmopt.cli", *optimize_command(model, path, folder)]
+    elif name == "purpose":
+        command = [python, "-m", model.judge, str(folder), "--model", model.name]
+    else:
+        command = [python, "-m", "benchmarks.models", "--child", name, "--only", model.name]
     code, out, told, seconds, peak = run(command, LIMITS[name])
     measured = {"seconds": round(seconds, 1), "peak_mb": round(peak)}
     if name == "purpose" and out and code in (0, 1):  # 1: it does worse than the original
@@ -162,7 +163,7 @@ def main() -> None:
         records = {model.name: {name: kept(model, name) for name in STEPS} for model in MODELS}
         file = options.page.parent / "results" / "models.json"
         before = json.loads(file.read_text()) if file.is_file() else {}
-        found = rows(records, f"{fingerprint().cpu}, {commit()}", before)
+        found = rows(records, made_here(), before)
         file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         options.page.write_text(page(found, f"`make models`, {json.dumps(versions())}."))
 

@@ -30,10 +30,9 @@ from benchmarks.pattern_models import (
     in_onnxruntime,
 )
 from benchmarks.pattern_page import page
-from benchmarks.rows import commit, publish
+from benchmarks.rows import made_here, publish
 from benchmarks.sparse_models import deployed, with_sparse_lstms
 from lstmopt.cli import progress_shown
-from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.measure.process import Candidate
 from lstmopt.measure.timing import compare
 from lstmopt.rnn.examples import example_inputs
@@ -137,9 +136,8 @@ def merged(model: Model, part: dict[str, Any], before: dict[str, Any]) -> dict[s
         part: rows that were made now.
         before: the earlier part, or nothing.
     """
-    made = f"{fingerprint().cpu}, {commit()}"
     for line in (*part["rows"], *part["formats"]):
-        line["made"] = made
+        line["made"] = made_here()
     found = dict(part)
     for kind, key in (("rows", ("row",)), ("formats", ("row", "format"))):
         new = {json.dumps([line[name] for name in key]) for line in part[kind]}

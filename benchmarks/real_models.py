@@ -163,12 +163,12 @@ WHISPERER = ("captcha-whisperer==0.1.0", "MIT")
 
 def _silero(name: str, file: str, special: str, feeds: Feeds, **more: Any) -> RealModel:
     package, licence = SILERO
-    more = {"judge": "benchmarks.vad", **more}
-    shape = ("input=1x576",) if "shapes" not in more else more.pop("shapes")
-    return RealModel(
-        name, package, file, licence, "speech or not, 32 ms a call", special, feeds,
-        **{"states": {"state": "stateN"}, "start": (2, 1, 128), "shapes": shape, **more},
-    )  # fmt: skip
+    usual = {
+        "states": {"state": "stateN"}, "start": (2, 1, 128), "shapes": ("input=1x576",),
+        "judge": "benchmarks.vad",
+    }  # fmt: skip
+    what = "speech or not, 32 ms a call"
+    return RealModel(name, package, file, licence, what, special, feeds, **{**usual, **more})
 
 
 def _tashkeel(name: str, file: str, special: str, symbol: str, vocabulary: int) -> RealModel:

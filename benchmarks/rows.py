@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,16 @@ def publish(output: Path, stem: str, document: Any, text: str) -> None:
     print(text, flush=True)
 
 
+@cache
 def commit() -> str:
     """Returns the short name of the commit that is checked out."""
     told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return told.stdout.strip()
+
+
+def made_here() -> str:
+    """Returns what a row of a table says of where it was made: CPU and commit."""
+    return f"{fingerprint().cpu}, {commit()}"
 
 
 def made_by(command: str) -> str:

@@ -464,7 +464,7 @@ def test_the_fastest_form_that_agrees_is_taken(
     )
     tensors = session.placed(inputs())
     session._device = "cuda"
-    assert session._form(tensors) == fastest
+    assert session._tried(tensors).form == fastest
 
     def missing(module: DeployedModule, feeds: Any) -> Any:
         if module.form != "apart":
@@ -472,9 +472,9 @@ def test_the_fastest_form_that_agrees_is_taken(
         return plain(module, feeds)
 
     monkeypatch.setattr(DeployedModule, "__call__", missing)
-    assert session._form(tensors) == "apart"  # what was chosen has no kernel for these
+    assert session._tried(tensors).form == "apart"  # what was chosen has no kernel for these
     session._chosen = None
-    assert session._form(tensors) == "apart"
+    assert session._tried(tensors).form == "apart"
 
 
 def test_infinities_and_nothing_agree_with_themselves_alone(

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+EXACT = {"allow_tf32": False, "fp32_precision": "ieee"}
+"""The older and the newer setting by which products are not rounded."""
+
 
 @contextmanager
 def exact_products() -> Iterator[None]:
@@ -16,19 +19,20 @@ def exact_products() -> Iterator[None]:
     torch has older and newer settings for it, and refuses to read the older ones where they differ.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    newer = [matmul, *(getattr(cudnn, name) for name in ("rnn", "conv") if hasattr(cudnn, name))]
-    places: list[tuple[Any, str, Any]] = (
-        [(place, "fp32_precision", "ieee") for place in newer]
-        if hasattr(matmul, "fp32_precision")
-        else [(matmul, "allow_tf32", False)]  # before torch 2.9
-    )
-    with suppress(RuntimeError):  # the newer ones were set, and are enough
-        places = [(cudnn, "allow_tf32", cudnn.allow_tf32 and False), *places]
-    before = [getattr(place, name) for place, name, _ in places]
-    for place, name, exact in places:
-        setattr(place, name, exact)
+    places: list[tuple[Any, str]] = [(cudnn, "allow_tf32")]
+    if hasattr(matmul, "fp32_precision"):
+        newer = (matmul, *(getattr(cudnn, name) for name in ("rnn", "conv")))
+        places += [(place, "fp32_precision") for place in newer]
+    else:  # before torch 2.9
+        places += [(matmul, "allow_tf32")]
+    before = []
+    for place, name in places:
+        with suppress(RuntimeError):  # of an older one where newer ones were set, which are enough
+            before.append((place, name, getattr(place, name)))
+    for place, name, _ in before:
+        setattr(place, name, EXACT[name])
     try:
         yield
     finally:
-        for (place, name, _), value in zip(places, before, strict=True):
+        for place, name, value in before:
             setattr(place, name, value)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lstmopt.bridge.module import OnnxModule
 from lstmopt.rnn.examples import real_inputs
-from lstmopt.runtimes.base import TensorInfo
+from lstmopt.runtimes.base import TensorInfo, tensor_info
 
 if TYPE_CHECKING:
     from lstmopt.tasks.base import Batch
@@ -25,15 +25,7 @@ Array = npt.NDArray[Any]
 
 def tensor_infos(model: ir.Model) -> tuple[TensorInfo, ...]:
     """Returns the inputs of a model as a runtime's session describes them."""
-    return tuple(
-        TensorInfo(
-            str(value.name),
-            np.dtype(value.dtype.numpy()),
-            tuple(size if isinstance(size, int) else None for size in value.shape or ()),
-        )
-        for value in real_inputs(model)
-        if value.dtype is not None
-    )
+    return tuple(tensor_info(value) for value in real_inputs(model) if value.dtype is not None)
 
 
 class ModuleRunner:

@@ -220,7 +220,7 @@ def _sparse_variants(
     for density in DENSITIES:
         title = f"{1 / density:.0f}x fewer LSTM or GRU weights"
         try:
-            cut = masked(original, (*target.patterns, "unstructured")[0], density)
+            cut = masked(original, target.pattern, density)
             found = build(title, cut, sparse, folder, smallest_formats)
         except LstmoptError as error:
             notes.append(f"{title}: {error.fault}")

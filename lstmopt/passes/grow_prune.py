@@ -167,8 +167,7 @@ class GrowPrune:
         from lstmopt.tasks.examples import Distillation
 
         task, data = state.task, state.data
-        default = (*state.target.patterns, "unstructured")[0]
-        pattern = parse_pattern(default if self.pattern is None else self.pattern)
+        pattern = parse_pattern(state.target.pattern if self.pattern is None else self.pattern)
         if self.amp and not (torch.cuda.is_available() or has_native_bfloat16()):
             raise LstmoptError("GrowPrune amp", "this CPU does not compute in bfloat16", "leave amp out")
         with _threads(self.threads), ExitStack() as stack:

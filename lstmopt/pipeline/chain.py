@@ -227,15 +227,16 @@ def told_by(
         return target, ()
     model = recognise(model).model
     known = {found.kind[:2] for found in latency_models(model, tables, (), target)}
-    written = {item.runtime: runtime(item.runtime).status().ahead for item in target.runtimes}
     pairs = [
-        (item.runtime, p) for item in target.runtimes for p in item.precisions if p in written[item.runtime]
+        (item.runtime, precision)
+        for item in target.runtimes
+        for precision in item.precisions
+        if precision in runtime(item.runtime).status().ahead
     ]
     told = [pair for pair in pairs if pair in known]
     peers = [pair for pair in told if pair[0] not in OURS] or told
     if not any(precision == "f32" for _, precision in peers):
-        first = next((name for name, precision in [*peers, *pairs] if "f32" in written[name]), pairs[0][0])
-        raise untold(model, tables, target, first, "f32")
+        raise untold(model, tables, target, (peers or pairs)[0][0], "f32")
     kept = tuple(
         item.model_copy(update={"precisions": precisions})
         for item in target.runtimes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,13 @@ from pydantic import BaseModel, ConfigDict
 
 from lstmopt.errors import LstmoptError
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
+AHEAD = "models are written for it here, to be run elsewhere"
+"""What the status of a runtime says that does not run here."""
 
 
 class Deployment(BaseModel):
@@ -171,6 +176,13 @@ class Runtime(Protocol):
         Raises:
             LstmoptError: the runtime is not installed, or cannot load the file.
         """
+
+
+def tensor_info(value: ir.Value) -> TensorInfo:
+    """Describes an input or output of a graph, whose type is known."""
+    assert value.dtype is not None
+    shape = tuple(size if isinstance(size, int) else None for size in value.shape or ())
+    return TensorInfo(str(value.name), np.dtype(value.dtype.numpy()), shape)
 
 
 def check_feeds(inputs: tuple[TensorInfo, ...], feeds: Feeds) -> None:

@@ -115,6 +115,22 @@ def captured(torch: Any, call: Callable[[], None]) -> Callable[[], None] | None:
     return replay
 
 
+def waiting(torch: Any, launch: Callable[[], None]) -> Callable[[], None]:
+    """Returns a call that launches and waits for it: what an inference is to who needs its result.
+
+    Args:
+        torch: with a GPU.
+        launch: launches its work on torch's current stream.
+    """
+    wait = torch.cuda.current_stream().synchronize
+
+    def call() -> None:
+        launch()
+        wait()
+
+    return call
+
+
 def event_times(torch: Any, call: Callable[[], None], iterations: int, warm_up: int = 20) -> npt.NDArray[Any]:
     """Returns how long the GPU works on a call, microseconds, one a call.
 

@@ -17,11 +17,10 @@ from pathlib import Path
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.runtimes import cuda
-from lstmopt.runtimes.base import Deployment, Feeds, RuntimeStatus, declared_shapes, read_graph
+from lstmopt.runtimes.base import AHEAD, Deployment, Feeds, RuntimeStatus, declared_shapes, read_graph
 from lstmopt.runtimes.cudnn_session import CuDnnSession, torch_for
 
 PRECISIONS = ("f32", "f16")
-AHEAD = "models are written for it here, to be run elsewhere"
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +14,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.rnn.examples import real_inputs
 from lstmopt.rnn.files import load_model
 from lstmopt.runtimes import cuda
-from lstmopt.runtimes.base import Array, Deployment, Feeds, TensorInfo, check_feeds
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
+from lstmopt.runtimes.base import Array, Deployment, Feeds, check_feeds, tensor_info
 
 TRIES = 50
 """Calls of each form by which the fastest is chosen."""
@@ -81,8 +79,8 @@ class CuDnnSession:
         made = [form for form in forms if form == forms[0] or wanted is None or form == wanted]
         self.module = DeployedModule(model, deployment.precision, device, made)
         self._agreement = AGREEMENT[deployment.precision]
-        self.inputs = tuple(_info(value) for value in real_inputs(model))
-        self.outputs = tuple(_info(value) for value in model.graph.outputs)
+        self.inputs = tuple(map(tensor_info, real_inputs(model)))
+        self.outputs = tuple(map(tensor_info, model.graph.outputs))
         self._chosen = wanted if wanted in self.module.forms else None
         self._calls: dict[tuple[tuple[int, ...], ...], Call] = {}
         self._lock = Lock()
@@ -92,10 +90,7 @@ class CuDnnSession:
         """Returns all outputs by name."""
         check_feeds(self.inputs, feeds)
         with self._lock:
-            call = self._prepared(feeds)
-            for name, tensor in self._tensors(feeds).items():
-                call.inputs[name].copy_(tensor)
-            call.launch()
+            call = self._called(feeds)
             self.form, self.graphed = call.form, call.graphed
             return {
                 info.name: call.outputs[info.name].cpu().numpy().astype(info.dtype) for info in self.outputs
@@ -104,15 +99,7 @@ class CuDnnSession:
     def bind(self, feeds: Feeds) -> Callable[[], Any]:
         """Returns one inference on buffers of the device, as a CUDA graph where it can be captured."""
         launch = self.launcher(feeds, graph=True)
-        if self._device != "cuda":
-            return launch
-        wait = self._torch.cuda.current_stream().synchronize
-
-        def call() -> None:
-            launch()
-            wait()
-
-        return call
+        return cuda.waiting(self._torch, launch) if self._device == "cuda" else launch
 
     def launcher(self, feeds: Feeds, *, graph: bool) -> Callable[[], None]:
         """Returns what launches one inference and does not wait: what CUDA events time.
@@ -123,8 +110,8 @@ class CuDnnSession:
         """
         check_feeds(self.inputs, feeds)
         with self._lock:
-            inputs = self.placed(feeds)
-            call = self._made(inputs, self._form(inputs), graph)
+            tried = self._tried(self.placed(feeds))
+            call = self._made(tried.inputs, tried.form, graph)
         self.form, self.graphed = call.form, call.graphed
 
         def launch() -> None:  # and keeps the call's buffers
@@ -147,15 +134,18 @@ class CuDnnSession:
     def _tensors(self, feeds: Feeds) -> dict[str, Any]:
         return {name: self._torch.from_numpy(np.array(array)) for name, array in feeds.items()}
 
-    def _prepared(self, feeds: Feeds) -> Call:
-        """Returns what runs such inputs."""
+    def _called(self, feeds: Feeds) -> Call:
+        """Returns what has run such inputs, its outputs there."""
         shapes = tuple(np.shape(feeds[info.name]) for info in self.inputs)
         call = self._calls.pop(shapes, None)
         if call is None:
-            inputs = self.placed(feeds)
-            call = self._made(inputs, self._form(inputs), graph=False)
-        elif not call.final and self._device == "cuda":
-            call = self._made(call.inputs, call.form, graph=True)
+            call = self._tried(self.placed(feeds))
+        else:
+            if not call.final and self._device == "cuda":
+                call = self._made(call.inputs, call.form, graph=True)
+            for name, tensor in self._tensors(feeds).items():
+                call.inputs[name].copy_(tensor)
+            call.launch()
         self._calls[shapes] = call
         while len(self._calls) > KEPT:
             del self._calls[next(iter(self._calls))]
@@ -172,21 +162,23 @@ class CuDnnSession:
         kept = self.module.buffers() if replay else ()
         return Call(form, inputs, outputs, replay or launch, replay is not None, graph, kept)
 
-    def _form(self, inputs: dict[str, Any]) -> str:
-        """Returns the form for some inputs: the one that was chosen, if it has kernels for them."""
-        if len(self.module.forms) == 1:
-            return self.module.forms[0]
+    def _tried(self, inputs: dict[str, Any]) -> Call:
+        """Returns a call, launched, in the chosen form, or in the first where that has no kernels for it."""
         if self._chosen is None:
             self._chosen = self._fastest(inputs)
+        call = self._made(inputs, self._chosen, graph=False)
         try:
-            self._made(inputs, self._chosen, graph=False).launch()
+            call.launch()
         except LstmoptError:
-            return self.module.forms[0]
-        return self._chosen
+            if self._chosen == self.module.forms[0]:
+                raise
+            call = self._made(inputs, self.module.forms[0], graph=False)
+            call.launch()
+        return call
 
     def _fastest(self, inputs: dict[str, Any]) -> str:
         """Returns the form that is fastest for some inputs among those that agree with the first."""
-        if self._device != "cuda":
+        if self._device != "cuda" or len(self.module.forms) == 1:
             return self.module.forms[0]
         taken: dict[str, float] = {}
         expected: dict[str, Any] = {}
@@ -234,16 +226,8 @@ def torch_for(name: str) -> Any:
     Raises:
         LstmoptError: it is not installed.
     """
-    from importlib.util import find_spec
-
     if find_spec("torch") is None:
         raise LstmoptError(name, "torch is not installed", "pip install torch")
     import torch
 
     return torch
-
-
-def _info(value: ir.Value) -> TensorInfo:
-    assert value.dtype is not None
-    shape = tuple(size if isinstance(size, int) else None for size in value.shape or ())
-    return TensorInfo(str(value.name), np.dtype(value.dtype.numpy()), shape)

@@ -16,6 +16,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.runtimes import cuda
 from lstmopt.runtimes.base import (
+    AHEAD,
     Array,
     Deployment,
     Feeds,
@@ -38,7 +39,6 @@ from lstmopt.runtimes.tensorrt_engine import (
 from lstmopt.runtimes.tensorrt_model import prepare
 
 PRECISIONS = ("f32", "f16")
-AHEAD = "models are written for it here, to be run elsewhere"
 
 SWITCH = "switch."
 """How the settings begin that name the value that an input has to have."""
@@ -198,14 +198,7 @@ class TensorRtSession:
 
     def bind(self, feeds: Feeds) -> Callable[[], Any]:
         """Returns one inference on buffers of the GPU, as a CUDA graph where it can be captured."""
-        launch = self.launcher(feeds, graph=True)
-        wait = self._torch.cuda.current_stream().synchronize
-
-        def call() -> None:
-            launch()
-            wait()
-
-        return call
+        return cuda.waiting(self._torch, self.launcher(feeds, graph=True))
 
     def launcher(self, feeds: Feeds, *, graph: bool) -> Callable[[], None]:
         """Returns what launches one inference on torch's stream and does not wait: what CUDA events time.

@@ -65,6 +65,11 @@ class Target(_Frozen):
     shapes: tuple[Shape, ...] = Field(default=(Shape(),), min_length=1)
     patterns: tuple[str, ...] = ("unstructured",)
 
+    @property
+    def pattern(self) -> str:
+        """The one that is taken where none is asked for."""
+        return self.patterns[0] if self.patterns else "unstructured"
+
 
 def shipped_targets() -> tuple[str, ...]:
     """Returns the names of the targets that come with the package."""

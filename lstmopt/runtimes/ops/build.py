@@ -15,6 +15,9 @@ from lstmopt.runtimes.ops.libraries import FOLDER, NAMES, SOURCES, folders
 LINES = 12
 """Of a failed command's output, how many are shown."""
 
+QUIET = "import sys; sys.modules['openvino_telemetry'] = None"
+"""See `runtimes.openvino.imported`."""
+
 
 def build_ops(output: Path | None = None, openvino_dir: Path | None = None) -> tuple[Path, ...]:
     """Builds the libraries for the installed OpenVINO, or for another.
@@ -44,10 +47,6 @@ def build_ops(output: Path | None = None, openvino_dir: Path | None = None) -> t
         _call([cmake, "--build", build, "--config", "Release", "--parallel"])
         _call([cmake, "--install", build, "--config", "Release", "--prefix", str(folder)])
     return tuple(folder / name for name in NAMES.values() if (folder / name).is_file())
-
-
-QUIET = "import sys; sys.modules['openvino_telemetry'] = None"
-"""See `runtimes.openvino.imported`."""
 
 
 def _default() -> Path:
