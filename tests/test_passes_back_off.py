@@ -95,7 +95,7 @@ def test_layers_that_cannot_be_resized_are_pruned(
     monkeypatch.setattr(Resize, "run", refuse)
     state = at(measured, tmp_path / "out")
     after = BackOff(scales=(0.5, 1.0), relaxed=(1.0,), tune=0.0, train=RECIPE).run(state)
-    assert list(after.trained) == ["pruned-0.5"] and sizes(after.model) == [WIDE, WIDE]
+    assert list(after.trained) == ["pruned-1"] and sizes(after.model) == [WIDE, WIDE]
     assert density(after.model) == pytest.approx(0.25, rel=0.05)
     assert after.notes.count("layers keep their sizes: units are cut at computed places") == 1
     with pytest.raises(LstmoptError, match="computed places"):

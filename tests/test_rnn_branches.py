@@ -83,11 +83,11 @@ def switched(condition: str, inputs: dict[str, int] | None = None) -> ir.Model:
 @pytest.mark.parametrize("condition", ["empty", "rank", "features", "constant", "positive", "some"])
 def test_branches_that_every_call_takes_are_hoisted(condition: str) -> None:
     model = switched(condition)
-    assert not any(layer.supported for layer in find_rnns(model))
+    assert not any(layer.resizable for layer in find_rnns(model))
     found = recognise(model)
     assert found.layers == ("2 If of which one branch is always taken, unless inputs are empty",)
     layers = find_rnns(found.model)
-    assert len(layers) == 2 and all(layer.supported for layer in layers)
+    assert len(layers) == 2 and all(layer.resizable for layer in layers)
     assert not any(node.op_type == "If" for node in found.model.graph)
     onnx.checker.check_model(ir.to_proto(found.model), full_check=True)
     for seed, sizes in enumerate(({"steps": 1, "batch": 1}, {"steps": 5, "batch": 2})):

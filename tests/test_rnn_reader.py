@@ -209,7 +209,7 @@ def test_what_is_not_supported_says_why() -> None:
         require_rnns(bare(computed), "model.onnx")
 
 
-def test_layers_in_subgraphs_are_found_and_left_alone() -> None:
+def test_layers_in_subgraphs_are_found_and_keep_their_sizes() -> None:
     inner = ir.to_proto(rnn_model(random_weights(np.random.default_rng(0)))).graph
     body = helper.make_graph(inner.node, "body", [], [inner.output[0]], inner.initializer)
     node = helper.make_node("If", ["flag"], ["out"], name="choice", then_branch=body, else_branch=body)
@@ -222,4 +222,5 @@ def test_layers_in_subgraphs_are_found_and_left_alone() -> None:
     layers = find_rnns(model)
     assert {layer.where for layer in layers} == {"If choice then_branch", "If choice else_branch"}
     assert len({layer.name for layer in layers}) == 2
-    assert all(not layer.supported and "subgraphs" in layer.reason for layer in layers)
+    assert all(layer.supported and not layer.resizable for layer in layers)
+    assert all("its hidden size stays" in layer.reason for layer in layers)

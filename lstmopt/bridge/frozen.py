@@ -62,7 +62,7 @@ class Frozen:
             if operand is not None and tensor is not None:
                 name, dtype = operand
                 array = _array(node, tensor)
-                feeds[name] = np.ascontiguousarray(array if dtype is None else array.astype(dtype))
+                feeds[name] = np.asarray(array if dtype is None else array.astype(dtype), order="C")
         try:
             results = self._session(feeds).run(None, feeds)
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises classes without a common base

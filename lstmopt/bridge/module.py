@@ -295,7 +295,7 @@ def write_back(model: ir.Model, module: OnnxModule) -> ir.Model:
         mask = module.masks.get(entry.name)
         if mask is not None:
             array = np.where(mask.cpu().numpy(), array, np.zeros((), array.dtype))
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")
         value = values[entry.name]
         if value.is_initializer():
             value.const_value = ir.Tensor(array, name=value.name)

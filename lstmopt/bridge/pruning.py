@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lstmopt.bridge.module import OnnxModule
+from lstmopt.bridge.program import named_values
 from lstmopt.rnn.reader import R, W, find_rnns
 from lstmopt.sparsity.patterns import Pattern
 
@@ -59,13 +60,24 @@ class Group:
     density: float
 
 
+def results_in_bodies(model: ir.Model) -> dict[str, str]:
+    """Returns a value that each layer in a body computes, by the layer's name."""
+    names = {value: name for name, value in named_values(model).items()}
+    inside = [layer for layer in find_rnns(model) if layer.supported and not layer.resizable]
+    return {
+        layer.name: next(names[value] for value in layer.node.outputs if value in names) for layer in inside
+    }
+
+
 def recurrent_matrices(model: ir.Model, module: OnnxModule) -> dict[str, tuple[Matrix, ...]]:
     """Returns W and R of each LSTM that can be pruned, by the layer's name."""
     weights, found, seen = module.weights, {}, set()
+    names_of = {value: name for name, value in named_values(model).items()}
     for layer in find_rnns(model):
         if not layer.supported:
             continue
-        names = [str(value.name) for position in (W, R) if (value := layer.input(position)) is not None]
+        values = [value for position in (W, R) if (value := layer.input(position)) is not None]
+        names = [names_of[value] for value in values if value in names_of]
         fresh = [name for name in names if name in weights and name not in seen]
         seen.update(fresh)
         if fresh:

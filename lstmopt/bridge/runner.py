@@ -111,6 +111,26 @@ def output_variances(
     return {name: float(np.concatenate(arrays).var()) for name, arrays in values.items() if arrays}
 
 
+def computed(stream: Stream, batches: Iterable[Batch], names: Iterable[str], count: int = 32) -> set[str]:
+    """Returns which values are computed in any of some calls: those of a branch that none takes are not.
+
+    Args:
+        stream: the module; its states are forgotten afterwards, and what it captures is as before.
+        batches: calls in a row.
+        names: of values that nodes compute.
+        count: most calls to look at.
+    """
+    found: set[str] = set()
+    stream.module.capture(names)
+    with torch.no_grad():
+        for batch in islice(batches, count):
+            stream(batch, {name: stream.module.placed(array) for name, array in batch.feeds.items()})
+            found |= set(stream.module.captured)
+    stream.states = {}
+    stream.module.capture(stream.module.cuts)
+    return found
+
+
 def _width(interface: Interface, batch: Batch) -> int:
     for port in interface.inputs:
         if port.batch_axis is not None:

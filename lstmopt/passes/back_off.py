@@ -116,6 +116,8 @@ class BackOff:
             if _sizes(resized) in sizes:
                 continue  # two shares of a small layer can be one size
             sizes.append(_sizes(resized))
+            if _sizes(resized) == _sizes(start):
+                scale = 1.0  # where nothing can be resized
             whole = _parameters(resized)
             densities = [min(1.0, original / (self.compression * share) / whole) for share in self.relaxed]
             if not patterns:  # no machine of the target skips zeros

@@ -13,6 +13,7 @@ import numpy as np
 
 from lstmopt import measure
 from lstmopt.errors import LstmoptError
+from lstmopt.passes.latency import most_frequent
 from lstmopt.passes.sparse_ops import Place, SparseOps, sparse_places
 from lstmopt.precision import SPARSE, is_sparse
 from lstmopt.rnn.execution import Reference
@@ -89,7 +90,7 @@ def measured_formats(
     @cache
     def places() -> list[tuple[Place, tuple[int, ...]]]:
         found = sparse_places(model)
-        return list(zip(found, _input_shapes(model, found, feeds), strict=True)) if found else []
+        return list(zip(found, _input_shapes(model, found, feeds, target), strict=True)) if found else []
 
     def choose(name: str, precision: str) -> dict[str, str]:
         allowed = allowed_formats(precision)
@@ -157,11 +158,30 @@ def _worth_measuring(place: Place) -> dict[str, int]:
     return found
 
 
-def _input_shapes(model: ir.Model, places: Sequence[Place], feeds: Feeds) -> list[tuple[int, ...]]:
-    """Returns the shape of what each place multiplies in a call."""
-    names = [str(place.input.name) for place in places]
-    values = {**feeds, **Reference(model, [name for name in names if name not in feeds]).run(feeds)}
-    return [values[name].shape for name in names]
+def _input_shapes(
+    model: ir.Model, places: Sequence[Place], feeds: Feeds, target: Target
+) -> list[tuple[int, ...]]:
+    """Returns the shape of what each place multiplies in a call.
+
+    What a body computes cannot be watched: its sizes are those that the graph tells, or else the target's.
+    """
+    names = {place.name: str(place.input.name) for place in places if _is_watched(place)}
+    seen = Reference(model, sorted({name for name in names.values() if name not in feeds})).run(feeds)
+    values = {**feeds, **seen}
+    call = most_frequent(target)
+    found: list[tuple[int, ...]] = []
+    for place in places:
+        if place.name in names:
+            found.append(values[names[place.name]].shape)
+            continue
+        default = (call.sequence, call.batch, place.matrices[0].shape[2])
+        sizes = place.input.shape or default
+        found.append(tuple(s if isinstance(s, int) else d for s, d in zip(sizes, default, strict=True)))
+    return found
+
+
+def _is_watched(place: Place) -> bool:
+    return place.layer is None or place.layer.resizable
 
 
 def _measure(

@@ -172,8 +172,13 @@ class GrowPrune:
             raise LstmoptError("GrowPrune amp", "this CPU does not compute in bfloat16", "leave amp out")
         with _threads(self.threads), ExitStack() as stack:
             module = OnnxModule(state.model)
-            groups = self._groups(state.model, module, pattern)
+            settings = self._settings(state)
+            unreached = _unreached(state, module, settings)
+            groups = self._groups(state.model, module, pattern, unreached)
             rounding, notes = self._rounding(module, groups)
+            notes += tuple(
+                f"{name} keeps its weights: no call of the training data reaches it" for name in unreached
+            )
             source = state.teacher if state.teacher is not None else state.original
             teacher = None
             if self.alpha > 0 or not state.labelled or module.cuts:
@@ -192,7 +197,6 @@ class GrowPrune:
             where = stack.enter_context(placed_for_training(list(used.values())))
             interface = free_batch(task.interface, state.model, module)
             trained = with_interface(task, interface)
-            settings = self._settings(state)
             length, epoch_steps = self._length(replace(state, task=trained), settings)
             reference = ModuleRunner(state.original, original)
             student = ModuleRunner(state.model, module)
@@ -258,20 +262,27 @@ class GrowPrune:
         note = f"pruned weights are rounded to {self.rounding}, and were so in the last {share}"
         return Rounding(module, matrices, item), (note,)
 
-    def _groups(self, model: ir.Model, module: OnnxModule, pattern: Pattern) -> list[Group]:
+    def _groups(
+        self, model: ir.Model, module: OnnxModule, pattern: Pattern, unreached: Sequence[str]
+    ) -> list[Group]:
         from lstmopt.bridge.pruning import Group, decoder_matrices, recurrent_matrices
 
-        layers = recurrent_matrices(model, module)
+        every = recurrent_matrices(model, module)
+        layers = {name: matrices for name, matrices in every.items() if name not in unreached}
         if not layers:
+            fault = "no call of the training data reaches an LSTM or GRU" if every else ""
             raise LstmoptError(
-                "GrowPrune", "the model has no LSTM or GRU weights that can be pruned", "see lstmopt inspect"
+                "GrowPrune",
+                fault or "the model has no LSTM or GRU weights that can be pruned",
+                "give data that do with --data" if every else "see lstmopt inspect",
             )
         groups: list[Group] = []
         if isinstance(self.density, Mapping):
             unknown = [name for name in self.density if name not in layers]
             if unknown:
+                fault = "no call of the training data reaches it" if unknown[0] in every else "no such layer"
                 raise LstmoptError(
-                    f"GrowPrune density of {unknown[0]}", "no such layer", f"name one of {', '.join(layers)}"
+                    f"GrowPrune density of {unknown[0]}", fault, f"name one of {', '.join(layers)}"
                 )
             groups += [Group(layers[name], pattern, value) for name, value in self.density.items()]
         else:
@@ -333,6 +344,22 @@ class GrowPrune:
         if steps is None:
             steps = max(1, round(self.epochs * each))
         return Length(steps=max(LEAST_STEPS, steps)), each
+
+
+def _unreached(state: State, module: OnnxModule, settings: Settings) -> list[str]:
+    """Returns the layers in bodies that no call of the training data reaches: nothing would restore them."""
+    import numpy as np
+
+    from lstmopt.bridge.pruning import results_in_bodies
+    from lstmopt.bridge.runner import Stream, computed
+
+    inside = results_in_bodies(state.model)
+    if not inside:
+        return []
+    rng = np.random.default_rng(settings.seed)
+    batches = state.task.batches(state.data.train, batch=settings.batch, sequence=settings.sequence, rng=rng)
+    found = computed(Stream(state.model, module, state.task.interface), batches, inside.values())
+    return [name for name, value in inside.items() if value not in found]
 
 
 def _teacher(source: ir.Model, cuts: Sequence[str]) -> tuple[ir.Model, OnnxModule]:

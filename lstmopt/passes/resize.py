@@ -16,7 +16,7 @@ from lstmopt.measure.kind import DENSE
 from lstmopt.passes.calibration import calibration_inputs
 from lstmopt.passes.candidates import best_peer
 from lstmopt.passes.latency import LatencyModel, combinations, latency_models
-from lstmopt.rnn.groups import UnitGroup, analyse
+from lstmopt.rnn.groups import UnitGroup, analyse, fixed_sizes
 from lstmopt.rnn.reader import require_rnns
 from lstmopt.rnn.surgery import Resized, resize
 
@@ -101,6 +101,7 @@ class Resize:
             LstmoptError: an explicit size for a layer that cannot have it.
         """
         sizes, notes = self.sizes(state.model, state.tables, state.target, state.peers)
+        notes = tuple(note for note in notes if note not in state.notes)
         if not sizes:
             return replace(state, notes=(*state.notes, *notes))
         calls = calibration_inputs(state, self.batch, self.sequence) if self.calibrate else []
@@ -138,11 +139,7 @@ class Resize:
         if isinstance(self.hidden_size, Mapping):
             return dict(self.hidden_size), ()
         analysis = analyse(model)
-        notes = [
-            f"{', '.join(group.layers)} keeps its hidden size: {group.pinned}"
-            for group in analysis.groups
-            if group.pinned is not None
-        ]
+        notes = fixed_sizes(analysis.groups)
         free = [group for group in analysis.groups if group.pinned is None]
         if self.hidden_size is not None:
             wanted = [self.hidden_size] * len(free)

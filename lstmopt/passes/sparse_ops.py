@@ -13,7 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from lstmopt.rnn.constants import constant_value
 from lstmopt.rnn.reader import INITIAL_H, SEQUENCE_LENS, RnnLayer, X, find_rnns
 from lstmopt.rnn.weights import RnnWeights
-from lstmopt.rnn.writer import free_name, replace_constant, write_weights
+from lstmopt.rnn.writer import drop_unread, free_name, replace_constant, write_weights
 from lstmopt.runtimes.ops import DOMAIN, VERSION, sparse_layer, sparse_matmul
 from lstmopt.runtimes.ops.nodes import constants_of
 from lstmopt.sparsity.formats import FORMATS, Format, format_named
@@ -78,8 +78,8 @@ class Place:
 def sparse_places(model: ir.Model, densest: float = DENSEST) -> tuple[Place, ...]:
     """Returns the nodes that a sparse op could replace: at most half of the weights are not zero.
 
-    They are the layers that `lstmopt.rnn` supports, MatMul with a constant matrix on the right, and Gemm of
-    plain form with one.
+    They are the layers that `lstmopt.rnn` supports, those in bodies included; and of the main graph MatMul
+    with a constant matrix on the right, and Gemm of plain form with one.
 
     Args:
         model: the graph; weights in f32.
@@ -87,7 +87,8 @@ def sparse_places(model: ir.Model, densest: float = DENSEST) -> tuple[Place, ...
     """
     layers = {layer.node: layer for layer in find_rnns(model) if layer.supported}
     found, taken = [], {layer.name for layer in layers.values()}
-    for index, node in enumerate(model.graph):
+    inside = [layer.node for layer in layers.values() if not layer.resizable]
+    for index, node in enumerate((*model.graph, *inside)):
         if node in layers:
             weights = layers[node].weights
             assert weights is not None
@@ -210,11 +211,18 @@ def _with_matrices(weights: RnnWeights, matrices: list[Array]) -> RnnWeights:
 
 
 def _replace(model: ir.Model, old: ir.Node, new: ir.Node) -> None:
-    """Puts one node in the place of another; its outputs take over names, types and shapes."""
+    """Puts one node in the place of another; its outputs take over names, types and shapes.
+
+    Its constants are those of the graph or body that holds it: ONNX Runtime shows an op no others.
+    """
+    graph = old.graph
+    assert isinstance(graph, ir.Graph)
     for value in constants_of(new):
-        model.graph.register_initializer(value)
+        graph.register_initializer(value)
     for before, after in zip(old.outputs, new.outputs, strict=False):
         after.type, after.shape = before.type, before.shape
+    read = old.inputs
     ir.convenience.replace_nodes_and_values(
-        model.graph, old, [old], [new], old.outputs, new.outputs[: len(old.outputs)]
+        graph, old, [old], [new], old.outputs, new.outputs[: len(old.outputs)]
     )
+    drop_unread(model.graph, read)

@@ -70,6 +70,7 @@ def plan(
         LstmoptError: bad input, or torch is missing.
     """
     from lstmopt.passes.candidates import timing_calls
+    from lstmopt.rnn.groups import fixed_sizes, unit_groups
     from lstmopt.rnn.reader import require_rnns
     from lstmopt.rnn.recognition.recognise import recognise
     from lstmopt.tasks.prepare import describe
@@ -80,7 +81,9 @@ def plan(
     check_target(chosen)
     timing_calls(original, chosen, seed)  # that the model runs on the target's shapes
     chosen, left_out = told_by(original, chosen, latency_tables)
-    layers = require_rnns(recognise(original).model, str(model))
+    recognised = recognise(original).model
+    layers = require_rnns(recognised, str(model))
+    fixed = fixed_sizes(unit_groups(recognised))
     name, labelled, notes = describe(original, task=task, data=data, val=val, test=test)
     stages = standard_stages(back_off, trained)
     Pipeline(*stages).check()
@@ -93,5 +96,5 @@ def plan(
         max_degradation=(0.0 if labelled else 0.01) if max_degradation is None else max_degradation,
         layers={layer.name: layer.weights.hidden_size for layer in layers if layer.weights is not None},
         stages=tuple(repr(stage) for stage in stages),
-        notes=(*notes, *left_out, f"{budget or Budget()}, seed {seed}"),
+        notes=(*notes, *left_out, *fixed, f"{budget or Budget()}, seed {seed}"),
     )

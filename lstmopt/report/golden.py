@@ -66,7 +66,7 @@ def write_golden(path: Path, golden: Golden) -> None:
     groups = {"input": golden.inputs, "original": golden.original}
     groups |= dict(zip(prefixes, golden.optimized, strict=True))
     tensors = {
-        f"{prefix}.{step}.{name}": np.ascontiguousarray(array)
+        f"{prefix}.{step}.{name}": np.asarray(array, order="C")
         for prefix, windows in groups.items()
         for step, arrays in enumerate(windows)
         for name, array in arrays.items()

@@ -156,7 +156,7 @@ class OnnxRuntime:
         """Returns the real outputs; the states stay where the runtime has put them."""
         binding = self._session.io_binding()
         for name, array in feeds.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            binding.bind_cpu_input(name, np.asarray(array, order="C"))
         for name, value in self._states.items():
             binding.bind_ortvalue_input(name, value)
         for name in self.outputs:
@@ -176,7 +176,7 @@ class OnnxRuntime:
         """Returns one call on these inputs."""
         binding = self._session.io_binding()
         for name in self.inputs:
-            binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
+            binding.bind_cpu_input(name, np.asarray(feeds[name], order="C"))
         for name in self.outputs:
             binding.bind_output(name)
 
@@ -254,7 +254,7 @@ class OpenVino:
 
     def bind(self, feeds: Arrays) -> Callable[[], Any]:
         """Returns one call on these inputs."""
-        kept = [np.ascontiguousarray(feeds[name]) for name in self.inputs]
+        kept = [np.asarray(feeds[name], order="C") for name in self.inputs]
         for index, array in enumerate(kept):
             self._request.set_tensor(self._model.inputs[index], self._tensor(array, shared_memory=True))
         request = self._request

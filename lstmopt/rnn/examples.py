@@ -11,7 +11,7 @@ import numpy.typing as npt
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.constants import constant_value
 from lstmopt.rnn.execution import Reference
-from lstmopt.rnn.reader import SEQUENCE_LENS, X, find_rnns
+from lstmopt.rnn.reader import MAIN, SEQUENCE_LENS, X, find_rnns
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -224,7 +224,7 @@ def axis_roles(model: ir.Model) -> dict[str, str]:
         if not roles[key] and all(name in states for name, _ in places):
             roles[key] = "batch"
     unknown = [key for key, role in roles.items() if not role]
-    layers = [layer for layer in find_rnns(model) if layer.where == "main"]
+    layers = [layer for layer in find_rnns(model) if layer.where == MAIN]
     if unknown and layers:
         value = layers[0].input(X)
         assert value is not None
@@ -340,7 +340,7 @@ def sizes_for(
     given = given_sizes(model, shapes or {})
     roles = {key: role for key, role in roles.items() if key not in given}
     sizes = {key: {"batch": batch, "sequence": sequence}.get(role, 1) for key, role in roles.items()} | given
-    layers = [layer for layer in find_rnns(model) if layer.where == "main"]
+    layers = [layer for layer in find_rnns(model) if layer.where == MAIN]
     value = layers[0].input(X) if layers else None
     reference = Reference(model, also=[str(value.name)] if value is not None else [])
     free = [key for key, role in roles.items() if role == "sequence"]

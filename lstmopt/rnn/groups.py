@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.execution import Reference
 from lstmopt.rnn.labels import Codes, Flow, Lane, Member, Walk
-from lstmopt.rnn.reader import RnnLayer, X, find_rnns
+from lstmopt.rnn.reader import RnnLayer, X, find_rnns, without_branches
 from lstmopt.rnn.states import state_pairs
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ class Analysis:
     """The groups of a model, with what a rewrite needs.
 
     Attributes:
-        layers: the layers that can be changed, by name.
-        groups: in the order of the layers.
+        layers: the layers whose units can be followed, by name.
+        groups: in the order of the layers, then a pinned one for each layer in a body.
         flow: where the units go.
         inputs: the units of each layer's input features, ``[input_size]``, 0 where none.
     """
@@ -67,17 +68,28 @@ def unit_groups(model: ir.Model) -> tuple[UnitGroup, ...]:
     return analyse(model).groups
 
 
+def fixed_sizes(groups: Sequence[UnitGroup]) -> list[str]:
+    """Returns a line for each group that cannot be resized."""
+    return [
+        f"{', '.join(group.layers)} keeps its hidden size: {group.pinned}"
+        for group in groups
+        if group.pinned is not None
+    ]
+
+
 def analyse(model: ir.Model) -> Analysis:
-    """Follows the hidden units of all layers that can be changed.
+    """Follows the hidden units of all layers of the main graph; those in bodies keep their sizes.
 
     The graph is run once on small inputs, since only concrete shapes tell where a unit goes.
 
     Raises:
         LstmoptError: no inputs were found on which the model runs.
     """
-    layers = tuple(layer for layer in find_rnns(model) if layer.supported)
+    found = find_rnns(model)
+    layers = tuple(layer for layer in found if layer.resizable)
+    inside = tuple(_in_body(model, layer) for layer in found if layer.supported and not layer.resizable)
     if not layers:
-        return Analysis({}, (), Flow(()), {})
+        return Analysis({}, inside, Flow(()), {})
     flow = Walk(model.graph, layers, _values(model)).run()
     inputs = {}
     for layer in layers:
@@ -85,8 +97,24 @@ def analyse(model: ir.Model) -> Analysis:
         assert layer.weights is not None and value is not None
         along = flow.axis_codes(flow.labels[value]) if value in flow.labels else None
         inputs[layer.name] = np.zeros(layer.weights.input_size, np.int64) if along is None else along[1]
-    groups = _group(model, flow, layers, inputs)
+    groups = (*_group(model, flow, layers, inputs), *inside)
     return Analysis({layer.name: layer for layer in layers}, groups, flow, inputs)
+
+
+def _in_body(model: ir.Model, layer: RnnLayer) -> UnitGroup:
+    """Returns the group of a layer in a body, which keeps its hidden size."""
+    assert layer.weights is not None
+    hint = without_branches(model) if layer.where.startswith("If ") else ""
+    return UnitGroup(
+        layers=(layer.name,),
+        hidden_size=layer.weights.hidden_size,
+        bundles=(),
+        members=(),
+        readers=(),
+        interface=(),
+        exact=True,
+        pinned=f"it is inside {layer.where}" + (f"; {hint}" if hint else ""),
+    )
 
 
 def _values(model: ir.Model) -> dict[str, npt.NDArray[Any]]:

@@ -36,7 +36,7 @@ class Proof:
 
     def __init__(self, model: ir.Model, lengths: bool = False) -> None:
         reference = Reference(model, seeded=True)
-        self._layers = sum(layer.supported for layer in find_rnns(model))
+        self._layers = sum(layer.resizable for layer in find_rnns(model))
         self._calls: list[tuple[Mapping[str, Array], dict[str, Array]]] = []
         names: set[str] = set()
         for feeds in (*(_lengths(model) if lengths else ()), *_calls(model)):
@@ -70,7 +70,7 @@ class Proof:
         if self._unknown:
             return f"output {self._unknown[0]} is random and cannot be compared"
         try:
-            if sum(layer.supported for layer in find_rnns(model)) < self._layers:
+            if sum(layer.resizable for layer in find_rnns(model)) < self._layers:
                 return "recurrent layers were lost"
             return changed(model, self._calls)
         except LstmoptError as error:

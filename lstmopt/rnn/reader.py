@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,9 @@ Y, Y_H, Y_C = range(3)
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 
+MAIN = "main"
+"""Where a layer is that no body holds."""
+
 
 @dataclass(frozen=True, eq=False)
 class RnnLayer:
@@ -34,8 +36,8 @@ class RnnLayer:
         cell: its kind.
         where: "main", or the path of the subgraph that holds it.
         weights: its weights, or None where they could not be read.
-        supported: whether this version changes such a layer.
-        reason: why not.
+        supported: whether this version changes such a layer's weights.
+        reason: why not, or why its hidden size stays.
     """
 
     name: str
@@ -45,6 +47,11 @@ class RnnLayer:
     weights: RnnWeights | None
     supported: bool
     reason: str
+
+    @property
+    def resizable(self) -> bool:
+        """Whether its hidden units can be followed; those of a layer in a body end at the body."""
+        return self.supported and self.where == MAIN
 
     def input(self, position: int) -> ir.Value | None:
         """Returns the value at an input's position, or None where it is absent."""
@@ -65,7 +72,7 @@ def find_rnns(model: ir.Model) -> tuple[RnnLayer, ...]:
         LstmoptError: weights hold NaN or infinity, or have shapes that do not fit together.
     """
     layers: list[RnnLayer] = []
-    _visit(model.graph, "main", layers)
+    _visit(model.graph, MAIN, layers)
     return tuple(layers)
 
 
@@ -83,13 +90,14 @@ def require_rnns(model: ir.Model, source: str) -> tuple[RnnLayer, ...]:
         raise LstmoptError(
             source,
             f"none of its {len(layers)} LSTM or GRU nodes is supported ({layers[0].reason})",
-            _without_branches(model, layers) or "see lstmopt inspect",
+            "see lstmopt inspect",
         )
     return supported
 
 
-def _without_branches(model: ir.Model, layers: Sequence[RnnLayer]) -> str:
-    """Returns how layers behind an `If` on an input can be reached, or nothing."""
+def without_branches(model: ir.Model) -> str:
+    """Returns how layers behind an `If` on an input become layers of the main graph, or nothing."""
+    layers = find_rnns(model)
     given = {str(value.name) for value in model.graph.inputs}
     for node in model.graph:
         condition = node.inputs[0] if node.op_type == "If" else None
@@ -112,12 +120,14 @@ def _visit(graph: ir.Graph, where: str, layers: list[RnnLayer]) -> None:
             bodies = {"GRAPH": [attribute.value], "GRAPHS": attribute.value}.get(attribute.type.name, [])
             for body in bodies:
                 path = f"{node.op_type} {node.name or index} {attribute.name}"
-                _visit(body, path if where == "main" else f"{where} > {path}", layers)
+                _visit(body, path if where == MAIN else f"{where} > {path}", layers)
 
 
 def _read(node: ir.Node, cell: CellSpec, name: str, where: str) -> RnnLayer:
+    stays = "" if where == MAIN else f"inside {where}: its hidden size stays"
+
     def result(weights: RnnWeights | None, reason: str) -> RnnLayer:
-        return RnnLayer(name, node, cell, where, weights, supported=not reason, reason=reason)
+        return RnnLayer(name, node, cell, where, weights, supported=not reason, reason=reason or stays)
 
     arrays: dict[int, npt.NDArray[Any]] = {}
     for position in (W, R, B, P):
@@ -140,9 +150,7 @@ def _read(node: ir.Node, cell: CellSpec, name: str, where: str) -> RnnLayer:
         raise LstmoptError(name, "has no weights W or R", "export the model again")
     weights = _canonical(node, cell, name, arrays)
     reason = ""
-    if where != "main":
-        reason = f"inside {where}: recurrent layers in subgraphs are not changed yet"
-    elif int(_attribute(node, "layout", 0)) != 0:
+    if int(_attribute(node, "layout", 0)) != 0:
         reason = "layout=1: lstmopt.load_model rewrites it"
     elif weights.w.dtype != np.float32:
         # ONNX Runtime, the reference of every check, has these layers in float32 alone.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lstmopt.rnn.examples import real_inputs
-from lstmopt.rnn.reader import INITIAL_C, INITIAL_H, Y_C, Y_H, RnnLayer, find_rnns
+from lstmopt.rnn.reader import INITIAL_C, INITIAL_H, MAIN, Y_C, Y_H, RnnLayer, find_rnns
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -36,7 +36,7 @@ def state_pairs(model: ir.Model) -> tuple[StatePair, ...]:
     outputs = {str(value.name): value for value in model.graph.outputs if value.name}
     pairs: dict[str, str] = {}
     for layer in find_rnns(model):
-        if layer.where != "main":
+        if layer.where != MAIN:
             continue
         for position, result in ((INITIAL_H, Y_H), (INITIAL_C, Y_C)):
             source = _source(layer, position)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,11 +45,17 @@ def write_weights(model: ir.Model, layer: RnnLayer, weights: RnnWeights) -> None
     import onnx_ir as ir
 
     for position, array in onnx_arrays(weights).items():
-        old = layer.input(position)
-        shared = old is None or len(old.uses()) > 1 or not old.is_initializer() or old.is_graph_output()
-        name = free_name(model.graph, f"{layer.name}.{'XWRB___P'[position]}") if shared else str(old.name)  # type: ignore[union-attr]
+        name = _own_name(model.graph, layer.input(position), f"{layer.name}.{'XWRB___P'[position]}")
         set_initializer(model.graph, layer.node, position, name, np.ascontiguousarray(array))
     layer.node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", weights.hidden_size)
+
+
+def _own_name(graph: ir.Graph, value: ir.Value | None, wanted: str) -> str:
+    """Returns the name of an initializer of the main graph that one node reads, or else a new one."""
+    mine = value is not None and value.is_initializer() and value.graph is graph
+    if value is None or not mine or len(value.uses()) > 1 or value.is_graph_output():
+        return free_name(graph, wanted)
+    return str(value.name)
 
 
 def set_initializer(graph: ir.Graph, node: ir.Node, position: int, name: str, array: Array) -> None:
@@ -68,25 +75,37 @@ def set_initializer(graph: ir.Graph, node: ir.Node, position: int, name: str, ar
     graph.register_initializer(value)
     if position >= len(node.inputs):
         node.resize_inputs(position + 1)
+    old = node.inputs[position]
     node.replace_input_with(position, value)
+    drop_unread(graph, [old])
+
+
+def drop_unread(graph: ir.Graph, values: Iterable[ir.Value | None]) -> None:
+    """Removes what nothing reads any more from the bodies that hold it; passes clear the main graph alone.
+
+    Args:
+        graph: the main graph, whose own initializers stay.
+        values: what a node read.
+    """
+    for value in values:
+        holder = None if value is None or not value.is_initializer() else value.graph
+        if value is None or holder is None or holder is graph or value.uses() or value.is_graph_output():
+            continue
+        holder.initializers.pop(str(value.name))
 
 
 def replace_constant(model: ir.Model, node: ir.Node, position: int, array: Array) -> None:
     """Gives one input of one node another constant; other readers of the old one keep it."""
-    old = node.inputs[position]
-    own = old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output()
-    name = (
-        str(old.name)
-        if own and old is not None
-        else free_name(model.graph, f"{node.name or node.op_type}.{position}")
-    )
+    name = _own_name(model.graph, node.inputs[position], f"{node.name or node.op_type}.{position}")
     set_initializer(model.graph, node, position, name, np.ascontiguousarray(array))
 
 
 def free_name(graph: ir.Graph, wanted: str) -> str:
-    """Returns a name that nothing in the graph has yet."""
-    taken = {value.name for value in graph.inputs} | set(graph.initializers)
-    taken |= {output.name for node in graph for output in node.outputs}
+    """Returns a name that nothing in the graph or in its bodies has yet."""
+    taken = set()
+    for each in (graph, *graph.subgraphs()):
+        taken |= {value.name for value in each.inputs} | set(each.initializers)
+        taken |= {output.name for node in each for output in node.outputs}
     name, number = wanted, 0
     while name in taken:
         number += 1

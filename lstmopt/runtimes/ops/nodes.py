@@ -105,7 +105,8 @@ def sparse_matmul(
 
 def constants_of(node: ir.Node) -> list[ir.Value]:
     """Returns the constants of a node of ours, for its graph to register."""
-    return [value for value in node.inputs if value is not None and value.const_value is not None]
+    made = (value for value in node.inputs if value is not None and value.graph is None)
+    return [value for value in made if value.const_value is not None]
 
 
 def sparse_layer_model(
