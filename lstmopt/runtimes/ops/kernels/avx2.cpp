@@ -102,15 +102,22 @@ inline void half_panel(const Matrix& matrix, size_t panel, size_t half, const ui
   const uint8_t* slot = &matrix.data[matrix.start[panel] * kSlot];
   const uint32_t* offset = &matrix.offset[matrix.start[panel]];
   const uint32_t* end = &matrix.offset[matrix.start[panel + 1]];
-  for (; offset != end; offset += Gates == 1 ? 4 : 1, slot += Gates == 1 ? 4 * kSlot : kSlot) {
-    for (int j = 0; j < kSums; ++j) {
-      const uint8_t* own = Gates == 1 ? slot + j * kSlot : slot;
-      const uint8_t* group = own + (Gates == 1 ? 0 : Kind::kShared + j * Kind::kGroup);
-      sums[j] = Kind::add(sums[j], state + offset[Gates == 1 ? j : 0], own, group, half);
+  for (int gate = 0; gate < Gates; ++gate) result[gate] = _mm256_setzero_ps();
+  for (bool more = true; more;) {
+    // A part, or all of the panel that is left.
+    const uint32_t* const stop = size_t(end - offset) > matrix.part ? offset + matrix.part : end;
+    for (; offset != stop; offset += Gates == 1 ? 4 : 1, slot += Gates == 1 ? 4 * kSlot : kSlot) {
+      for (int j = 0; j < kSums; ++j) {
+        const uint8_t* own = Gates == 1 ? slot + j * kSlot : slot;
+        const uint8_t* group = own + (Gates == 1 ? 0 : Kind::kShared + j * Kind::kGroup);
+        sums[j] = Kind::add(sums[j], state + offset[Gates == 1 ? j : 0], own, group, half);
+      }
     }
+    more = stop != end;
+    if constexpr (Gates == 1) sums[0] = plus(plus(sums[0], sums[1]), plus(sums[2], sums[3]));
+    for (int gate = 0; gate < Gates; ++gate) result[gate] = _mm256_add_ps(result[gate], to_float(sums[gate]));
+    for (int j = 0; j < kSums; ++j) sums[j] = Sum{};
   }
-  if constexpr (Gates == 1) sums[0] = plus(plus(sums[0], sums[1]), plus(sums[2], sums[3]));
-  for (int gate = 0; gate < Gates; ++gate) result[gate] = to_float(sums[gate]);
 }
 
 template <class Kind, int Gates, int Planes>

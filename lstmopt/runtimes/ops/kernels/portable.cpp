@@ -55,14 +55,19 @@ void dot(const Matrix& matrix, const Dot& call) {
       float sums[kLanes] = {};
       uint32_t whole[kLanes] = {}, low[kLanes] = {};
       for (size_t lane = 0; lane < kLanes && F != Format::kF32; ++lane) whole[lane] = uint32_t(matrix.origin[row + lane]);
-      for (size_t slot = matrix.start[panel]; slot < matrix.start[panel + 1]; ++slot) {
+      size_t left = matrix.part;
+      for (size_t slot = matrix.start[panel]; slot < matrix.start[panel + 1]; ++slot, --left) {
+        if (F != Format::kF32 && !left) {
+          for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] += float(int32_t(whole[lane])), whole[lane] = 0;
+          left = matrix.part;
+        }
         add<F>(matrix, &matrix.data[slot * matrix.slot_bytes], gate, call.states[0] + matrix.offset[slot], sums, whole, low);
       }
       float* out = call.out + (panel - call.first) * rows + gate * kLanes;
       for (size_t lane = 0; lane < kLanes; ++lane) {
         float sum = sums[lane];
         if constexpr (F != Format::kF32) {
-          sum = float(int32_t(whole[lane]));
+          sum += float(int32_t(whole[lane]));
           if constexpr (F == Format::kI8Planes2) sum = sum * 128.0f + float(int32_t(low[lane]));
           sum *= matrix.scale[row + lane] * call.scales[0];
         }

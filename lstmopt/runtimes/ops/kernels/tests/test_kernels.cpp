@@ -108,7 +108,7 @@ Made make(Random& random, const Kind& kind, bool gru) {
   layer.direction = between(random, 0, 2);
   layer.directions = layer.direction == 2 ? 2 : 1;
   layer.hidden = between(random, 1, 140);
-  layer.input = between(random, 1, 140);
+  layer.input = between(random, 0, 9) ? between(random, 1, 140) : between(random, 2000, 3000);
   for (int d = 0; d < layer.directions; ++d) {
     const Packed w = random_blob(random, kind, layer.gates(), layer.hidden, layer.input, between(random, 0, 4));
     made.w.insert(made.w.end(), w.blob.begin(), w.blob.end());
@@ -194,8 +194,11 @@ void test_layer(Random& random, const Kind& kind, bool gru, Errors* errors) {
 
 void test_product(Random& random, const Kind& kind) {
   const std::string where = std::string(lstmopt_isa()) + " product " + kind.name;
-  const int units = between(random, 1, 200), columns = between(random, 1, 200), rows = between(random, 0, 40);
-  const Packed w = random_blob(random, kind, 1, units, columns, between(random, 0, 4));
+  // Words of long rows are summed in parts: the state is encoded no worse than for short ones.
+  const bool wide = !between(random, 0, 4);
+  const int units = between(random, 1, wide ? 40 : 200), columns = wide ? 12000 : between(random, 1, 200);
+  const int rows = between(random, 0, wide ? 9 : 40);
+  const Packed w = random_blob(random, kind, 1, units, columns, wide ? 3 : between(random, 0, 4));
   const std::vector<float> b = normals(random, units), x = normals(random, size_t(rows) * columns);
   std::vector<float> y(size_t(rows) * units, 7);
   std::vector<double> want(y.size());
@@ -212,7 +215,7 @@ void test_product(Random& random, const Kind& kind) {
   const lstmopt_parallel parallel = pool();
   check(!lstmopt_matmul_run(product, rows, x.data(), y.data(), &parallel), "run", where);
   const double off = error(y, want);
-  check(off < 3 * kind.error, ("error " + std::to_string(off)).c_str(), where);
+  check(off < (wide && kind.format == 2 ? 1 : 3) * kind.error, ("error " + std::to_string(off)).c_str(), where);
   if (rows) {
     std::vector<float> own(units);
     lstmopt_matmul_run(product, 1, &x[size_t(rows - 1) * columns], own.data(), nullptr);
