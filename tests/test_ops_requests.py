@@ -34,10 +34,10 @@ GROWTH = 8.0
 """MiB that a process may grow by after its first quarter of the calls: an allocator never stands still."""
 
 
-def layer_file(folder: Path, name: str) -> Path:
+def layer_file(folder: Path, name: str, threads: int = 1) -> Path:
     rng, item = np.random.default_rng(11), format_named(name)
     weights = random_layer(rng, item, hidden=100, inputs=60, plain=True)
-    return save_sparse(folder / "sparse.onnx", weights, item, states=True)
+    return save_sparse(folder / "sparse.onnx", weights, item, states=True, threads=threads)
 
 
 def sequences() -> list[dict[str, Array]]:
@@ -68,7 +68,7 @@ def check_streams(path: Path, calls: int) -> float:
     holding the lock of Python that its own thread waits for. And without a call that shares its inputs:
     other requests wrote into the arrays of the last one, with OpenVINO's own LSTM too.
     """
-    compiled, given = ov_compile(path, NUM_STREAMS="2", INFERENCE_NUM_THREADS="2"), sequences()
+    compiled, given = ov_compile(path, NUM_STREAMS="2", INFERENCE_NUM_THREADS="4"), sequences()
     requests, wrong, before = [compiled.create_infer_request() for _ in range(8)], 0, 0
 
     def outputs(request: Any) -> list[Array]:
@@ -127,6 +127,11 @@ Check = Callable[[Path, int], float]
 @pytest.mark.parametrize("name", ["f32", "i8"])
 def test_many_calls_at_once(tmp_path: Path, check: Check, name: str) -> None:
     assert check(layer_file(tmp_path, name), 400) < 64
+
+
+@pytest.mark.parametrize("check", [check_streams, check_threads])
+def test_many_calls_of_several_threads(tmp_path: Path, check: Check) -> None:
+    assert check(layer_file(tmp_path, "i8", 3), 400) < 64
 
 
 @pytest.mark.deep

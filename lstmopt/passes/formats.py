@@ -35,7 +35,7 @@ DENSE = "dense"
 
 ROUNDS = 6
 SHARED = 1.2
-"""How many times faster a call has to be where the session's threads share each step of a sparse op."""
+"""How many times faster a call has to be where the runtime's threads share each step of a sparse op."""
 
 ROOMY = 1.5
 """Formats whose packed weights take this many times the bytes of the smallest are not measured: beyond the
@@ -244,7 +244,7 @@ def build_sparse(
 ) -> Deployment:
     """Writes a model with sparse ops in the form that a runtime loads, its library beside it.
 
-    The ops work in one thread; in ONNX Runtime in several where that measures faster, see `SHARED`.
+    The ops work in one thread, and in several where that measures faster, see `SHARED`.
 
     Args:
         model: the graph, in standard ops.
@@ -266,7 +266,7 @@ def build_sparse(
             save_model(rewrite(model, SparseOps(formats, tasks)), source)
             return runtime(name).build(source, precision, place)
 
-        if threads == 1 or name != "onnxruntime" or not calls:
+        if threads == 1 or not calls:
             return built(1, folder)
         candidates = [
             measure.Candidate(str(tasks), built(tasks, Path(beside) / str(tasks)), [(1.0, calls[0])])

@@ -133,7 +133,7 @@ class SparseOps(ir.passes.InPlacePass):
 
     Args:
         formats: the format of each place; those that are not named stay as they are.
-        threads: tasks that a step is divided into (ONNX Runtime only).
+        threads: tasks that a step is divided into.
         densest: see `sparse_places`.
     """
 

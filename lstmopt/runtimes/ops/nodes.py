@@ -40,7 +40,7 @@ def sparse_layer(
         lengths: ``sequence_lens``.
         initial: ``initial_h`` and of an LSTM ``initial_c``, ``[directions, batch, hidden]``.
         name: of the node; its constants are named after it.
-        threads: tasks that a step is divided into (ONNX Runtime only).
+        threads: tasks that a step is divided into.
 
     The constants among its inputs are not registered as the graph's initializers yet: `constants_of`
     returns them.
@@ -92,7 +92,7 @@ def sparse_matmul(
         x: the input.
         bias: ``[units]``.
         name: of the node; its constants are named after it.
-        threads: tasks that a call is divided into (ONNX Runtime only).
+        threads: tasks that a call is divided into.
     """
     import onnx_ir as ir
 

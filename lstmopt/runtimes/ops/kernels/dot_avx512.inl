@@ -113,7 +113,9 @@ struct Sums {
   // Adds the sums to `parts` and begins again.
   [[gnu::always_inline]] void end_part(__m512 (*parts)[States]) {
     for (int i = 0; i < States; ++i) {
-      for (int gate = 0; gate < Gates; ++gate) parts[gate][i] = _mm512_add_ps(parts[gate][i], _mm512_cvtepi32_ps(whole(gate, i)));
+      for (int gate = 0; gate < Gates; ++gate) {
+        parts[gate][i] = _mm512_add_ps(parts[gate][i], _mm512_cvtepi32_ps(whole(gate, i)));
+      }
       for (int j = 0; j < kSums; ++j) sums[j][i] = typename Kind::Sum{};
     }
   }
@@ -130,9 +132,9 @@ void dot(const Matrix& matrix, const Dot& call) {
     for (int j = 0; j < sums.kSums; ++j) {
       for (int i = 0; i < kStates; ++i) {
         // Only one of a row's sums starts with what takes the states' offset away, and of the low plane none.
-        sums.sums[j][i] = i % Planes || (Gates == 1 && j)
-                              ? typename Kind::Sum{}
-                              : zero_sum(matrix, panel * kRows + (Gates == 1 ? 0 : j) * kLanes, typename Kind::Sum{});
+        const bool none = i % Planes || (Gates == 1 && j);
+        const size_t row = panel * kRows + (Gates == 1 ? 0 : j) * kLanes;
+        sums.sums[j][i] = none ? typename Kind::Sum{} : zero_sum(matrix, row, typename Kind::Sum{});
       }
     }
     sums.slot = &matrix.data[matrix.start[panel] * sums.kSlot];
@@ -167,12 +169,17 @@ DotFunction for_columns(size_t columns) {
                         : dot<Kind, Gates, 4, 1, InParts>;
 }
 
+template <class Kind, int Gates>
+DotFunction for_words(const Matrix& matrix, size_t columns) {
+  return matrix.in_parts ? for_columns<Kind, Gates, true>(columns) : for_columns<Kind, Gates>(columns);
+}
+
 template <int Gates>
 DotFunction for_format(const Matrix& matrix, size_t columns) {
   switch (matrix.format) {
     case Format::kF32: return for_columns<F32Sums, Gates>(columns);
-    case Format::kI16Bank32: return matrix.in_parts ? for_columns<Words32, Gates, true>(columns) : for_columns<Words32, Gates>(columns);
-    case Format::kI16Bank64: return matrix.in_parts ? for_columns<Words64, Gates, true>(columns) : for_columns<Words64, Gates>(columns);
+    case Format::kI16Bank32: return for_words<Words32, Gates>(matrix, columns);
+    case Format::kI16Bank64: return for_words<Words64, Gates>(matrix, columns);
     case Format::kI8: return for_columns<OwnBytes, Gates>(columns);
     case Format::kI8Planes2: return columns == 1 ? dot<OwnBytes, Gates, 1, 2> : dot<OwnBytes, Gates, 2, 2>;
     default: return for_columns<SharedBytes, Gates == 1 ? 4 : Gates>(columns);  // of one gate there is none

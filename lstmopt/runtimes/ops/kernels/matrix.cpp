@@ -26,8 +26,8 @@ constexpr uint32_t kMostUnits = 1u << 24;
 constexpr uint32_t kMostColumns = 1u << 22;
 // 65536 products of an unsigned byte and -128 are the most that 32 bits hold.
 constexpr uint32_t kMostEntries = 65536;
-// The least range of a state of words: where sums of whole rows would leave it less, rows are summed in parts. With
-// this one the state is about as exact as the weights; 4096 costs rows of 512 columns 4% of their speed.
+// The least range of a state of words: where sums of whole rows would leave it less, rows are summed in
+// parts. With this one the state is as exact as the weights; 4096 cost rows of 512 columns 4% of their speed.
 constexpr uint64_t kLeastLimit = 2048;
 
 [[noreturn]] void refuse(const std::string& fault) { throw Refusal{"packed weights " + fault}; }
@@ -159,7 +159,9 @@ uint64_t largest_sum(const Matrix& matrix, size_t part) {
     for (size_t from = matrix.start[panel]; from < end; from += part) {
       uint64_t magnitudes[kMostGates * kLanes] = {};
       for (size_t slot = from; slot < std::min(end, from + part); ++slot) {
-        visit_slot(matrix, slot, [&](size_t row, size_t, int32_t value) { magnitudes[row] += uint64_t(std::abs(value)); });
+        visit_slot(matrix, slot, [&](size_t row, size_t, int32_t value) {
+          magnitudes[row] += uint64_t(std::abs(value));
+        });
       }
       largest = std::max(largest, *std::max_element(magnitudes, magnitudes + kMostGates * kLanes));
     }
@@ -170,7 +172,9 @@ uint64_t largest_sum(const Matrix& matrix, size_t part) {
 // The state's scale leaves room in 32 bits for the fullest row, or the fullest part of one.
 void set_limit(Matrix& matrix) {
   size_t most = 1;
-  for (size_t panel = 0; panel < matrix.panels; ++panel) most = std::max<size_t>(most, matrix.start[panel + 1] - matrix.start[panel]);
+  for (size_t panel = 0; panel < matrix.panels; ++panel) {
+    most = std::max<size_t>(most, matrix.start[panel + 1] - matrix.start[panel]);
+  }
   matrix.part = most;
   matrix.in_parts = false;
   if (!has_words(matrix.format)) return;

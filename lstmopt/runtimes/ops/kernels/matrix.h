@@ -26,7 +26,7 @@ struct Matrix {
   size_t state_bytes;
   size_t width;
   float limit;  // largest magnitude of an encoded state
-  // A panel's sums of words fit in 32 bits for so many slots: where it has more, these parts are added up as floats.
+  // A panel's sums of words fit in 32 bits for so many slots: parts of so many are added up as floats.
   size_t part;
   bool in_parts;  // some panel has more
 

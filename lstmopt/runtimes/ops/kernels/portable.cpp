@@ -58,7 +58,10 @@ void dot(const Matrix& matrix, const Dot& call) {
       size_t left = matrix.part;
       for (size_t slot = matrix.start[panel]; slot < matrix.start[panel + 1]; ++slot, --left) {
         if (F != Format::kF32 && !left) {
-          for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] += float(int32_t(whole[lane])), whole[lane] = 0;
+          for (size_t lane = 0; lane < kLanes; ++lane) {
+            sums[lane] += float(int32_t(whole[lane]));
+            whole[lane] = 0;
+          }
           left = matrix.part;
         }
         add<F>(matrix, &matrix.data[slot * matrix.slot_bytes], gate, call.states[0] + matrix.offset[slot], sums, whole, low);

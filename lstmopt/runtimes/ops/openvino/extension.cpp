@@ -51,6 +51,7 @@ ov::OutputVector convert_layer(const NodeContext& node) {
   attributes.clip = node.get_attribute<float>("clip", 0.0f);
   attributes.input_forget = node.get_attribute<int64_t>("input_forget", 0) != 0;
   attributes.linear_before_reset = node.get_attribute<int64_t>("linear_before_reset", 0) != 0;
+  attributes.threads = node.get_attribute<int64_t>("threads", 1);
   return std::make_shared<Op>(inputs, attributes)->outputs();
 }
 
@@ -59,7 +60,7 @@ ov::OutputVector convert_matmul(const NodeContext& node) {
   for (size_t i = 0; i < 3; ++i) {
     if (has_input(node, i)) inputs.push_back(node.get_input(int(i)));
   }
-  return std::make_shared<SparseMatMul>(inputs)->outputs();
+  return std::make_shared<SparseMatMul>(inputs, node.get_attribute<int64_t>("threads", 1))->outputs();
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <sstream>
 
+#include "pool.h"
 #include "tensors.h"
 
 namespace lstmopt_ov {
@@ -137,6 +138,7 @@ bool SparseSequence::visit_attributes(ov::AttributeVisitor& visitor) {
   visitor.on_attribute("activation_alpha", attributes_.activation_alpha);
   visitor.on_attribute("activation_beta", attributes_.activation_beta);
   visitor.on_attribute("clip", attributes_.clip);
+  visitor.on_attribute("threads", attributes_.threads);
   if (cell() == LSTMOPT_LSTM) {
     visitor.on_attribute("input_forget", attributes_.input_forget);
   } else {
@@ -185,7 +187,8 @@ bool SparseSequence::run(ov::TensorVector& outputs, const ov::TensorVector& inpu
   call.y = for_f32(outputs[0], 3);
   call.y_h = for_f32(outputs[1], 4);
   if (output_count() > 2) call.y_c = for_f32(outputs[2], 5);
-  if (lstmopt_layer_run(layer_->get(), &call, nullptr)) return false;
+  const lstmopt_parallel threads = parallel(attributes_.threads);
+  if (lstmopt_layer_run(layer_->get(), &call, &threads)) return false;
   from_f32(call.y, outputs[0]);
   from_f32(call.y_h, outputs[1]);
   if (output_count() > 2) from_f32(call.y_c, outputs[2]);

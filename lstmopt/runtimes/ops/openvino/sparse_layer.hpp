@@ -25,6 +25,7 @@ class SparseSequence : public ov::op::Op {
     float clip = 0;
     bool input_forget = false;
     bool linear_before_reset = false;
+    int64_t threads = 1;
   };
 
   SparseSequence() = default;

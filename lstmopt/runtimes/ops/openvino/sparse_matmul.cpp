@@ -1,5 +1,6 @@
 #include "sparse_matmul.hpp"
 
+#include "pool.h"
 #include "tensors.h"
 
 namespace lstmopt_ov {
@@ -9,7 +10,9 @@ enum Input { kX, kW, kB };
 
 }  // namespace
 
-SparseMatMul::SparseMatMul(const ov::OutputVector& inputs) : Op(inputs) { constructor_validate_and_infer_types(); }
+SparseMatMul::SparseMatMul(const ov::OutputVector& inputs, int64_t threads) : Op(inputs), threads_(threads) {
+  constructor_validate_and_infer_types();
+}
 
 void SparseMatMul::make_product() {
   Constants constants;
@@ -53,10 +56,16 @@ void SparseMatMul::validate_and_infer_types() {
 std::shared_ptr<ov::Node> SparseMatMul::clone_with_new_inputs(const ov::OutputVector& inputs) const {
   auto copy = std::make_shared<SparseMatMul>();
   copy->set_arguments(inputs);
+  copy->threads_ = threads_;
   copy->product_ = product_;
   copy->copy_ = true;
   copy->constructor_validate_and_infer_types();
   return copy;
+}
+
+bool SparseMatMul::visit_attributes(ov::AttributeVisitor& visitor) {
+  visitor.on_attribute("threads", threads_);
+  return true;
 }
 
 bool SparseMatMul::run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
@@ -69,7 +78,8 @@ bool SparseMatMul::run(ov::TensorVector& outputs, const ov::TensorVector& inputs
   if (given != columns || !is_float(inputs[kX].get_element_type()) || !is_float(outputs[0].get_element_type())) return false;
   const size_t rows = inputs[kX].get_size() / columns;
   float* y = for_f32(outputs[0], 1);
-  if (lstmopt_matmul_run(product_->get(), rows, to_f32(inputs[kX], 0), y, nullptr)) return false;
+  const lstmopt_parallel threads = parallel(threads_);
+  if (lstmopt_matmul_run(product_->get(), rows, to_f32(inputs[kX], 0), y, &threads)) return false;
   from_f32(y, outputs[0]);
   return true;
 }

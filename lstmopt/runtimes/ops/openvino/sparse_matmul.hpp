@@ -13,11 +13,11 @@ class SparseMatMul : public ov::op::Op {
   OPENVINO_OP("SparseMatMul", "lstmopt");
 
   SparseMatMul() = default;
-  explicit SparseMatMul(const ov::OutputVector& inputs);  // X, W, and B where there is one
+  SparseMatMul(const ov::OutputVector& inputs, int64_t threads);  // X, W, and B where there is one
 
   void validate_and_infer_types() override;
   std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
-  bool visit_attributes(ov::AttributeVisitor&) override { return true; }
+  bool visit_attributes(ov::AttributeVisitor& visitor) override;
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
   bool has_evaluate() const override { return true; }
 
@@ -27,6 +27,7 @@ class SparseMatMul : public ov::op::Op {
   void make_product();
   bool run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const;
 
+  int64_t threads_ = 1;
   std::shared_ptr<const Product> product_;
   bool copy_ = false;  // made by clone_with_new_inputs
 };

@@ -215,7 +215,8 @@ void test_product(Random& random, const Kind& kind) {
   const lstmopt_parallel parallel = pool();
   check(!lstmopt_matmul_run(product, rows, x.data(), y.data(), &parallel), "run", where);
   const double off = error(y, want);
-  check(off < (wide && kind.format == 2 ? 1 : 3) * kind.error, ("error " + std::to_string(off)).c_str(), where);
+  const double bound = (wide && kind.format == 2 ? 1 : 3) * kind.error;
+  check(off < bound, ("error " + std::to_string(off)).c_str(), where);
   if (rows) {
     std::vector<float> own(units);
     lstmopt_matmul_run(product, 1, &x[size_t(rows - 1) * columns], own.data(), nullptr);
