@@ -32,7 +32,7 @@ DENSITIES = (0.0625, 0.125, 0.03125)
 ROUNDED = (("bank32:step2", "i16"), ("bank64:step4", "i8"), ("gate-shared64:step4", "i8-shared"))
 """Rows that are trained once more, ending on rounded weights; both forms are evaluated in every format."""
 
-EPOCHS, STEPS = 2.0, 600
+EPOCHS, STEPS = 0.5, 600
 PARTS = ("valid", "test")
 
 
