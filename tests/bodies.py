@@ -35,12 +35,18 @@ def _model(graph: onnx.GraphProto) -> ir.Model:
     return ir.from_proto(proto)
 
 
-def behind_if() -> ir.Model:
-    """x [steps, batch, INPUT] through an LSTM where ``flag`` is true, through another where it is not."""
+def behind_if(shared: bool = False) -> ir.Model:
+    """x [steps, batch, INPUT] through an LSTM where ``flag`` is true, through another where it is not.
+
+    Args:
+        shared: whether both have the same weights, which lie outside.
+    """
+    main = Draft()
+    common = [main.const(array) for array in _weights(0)] if shared else []
 
     def branch(name: str, seed: int) -> onnx.GraphProto:
         g = Draft(f"{name}_")
-        names = [g.const(array) for array in _weights(seed)]
+        names = common or [g.const(array) for array in _weights(seed)]
         # Both branches name these alike, which ONNX allows.
         y = g("LSTM", "x", *names, out="inner", hidden_size=HIDDEN)
         out = g.axes("Squeeze", y, [1])
@@ -50,7 +56,8 @@ def behind_if() -> ir.Model:
         "If", ["flag"], ["y"], name="switch", then_branch=branch("yes", 0), else_branch=branch("no", 1)
     )
     inputs = [_info("x", ["steps", "batch", INPUT]), _info("flag", [], TensorProto.BOOL)]
-    return _model(helper.make_graph([node], "behind_if", inputs, [_info("y", ["steps", "batch", HIDDEN])]))
+    outputs = [_info("y", ["steps", "batch", HIDDEN])]
+    return _model(helper.make_graph([node], "behind_if", inputs, outputs, main.tensors))
 
 
 def in_loop(outer: bool = False) -> ir.Model:
@@ -91,10 +98,16 @@ def in_loop(outer: bool = False) -> ir.Model:
     return _model(helper.make_graph(main.nodes, "in_loop", inputs, outputs, main.tensors))
 
 
-def in_scan() -> ir.Model:
-    """x [chunks, CHUNK, batch, INPUT], each chunk alone through an LSTM."""
+def in_scan(computed: bool = False) -> ir.Model:
+    """x [chunks, CHUNK, batch, INPUT], each chunk alone through an LSTM.
+
+    Args:
+        computed: whether its weights are constant expressions.
+    """
     main, g = Draft(), Draft("body_")
     names = [g.const(array) for array in _weights(3)]
+    if computed:
+        names = [g("Identity", name) for name in names]
     y = g("LSTM", "chunk", *names, out="inner", hidden_size=HIDDEN)
     out = g.axes("Squeeze", y, [1])
     body = helper.make_graph(

@@ -278,3 +278,12 @@ def test_a_library_that_is_missing_or_of_another_openvino(monkeypatch: pytest.Mo
     monkeypatch.setattr(libraries, "folders", lambda: (Path("nowhere"),))
     with pytest.raises(LstmoptError, match="were not built"):
         library("onnxruntime")
+
+
+def test_openvino_s_library_works_in_the_threads_of_openvino():
+    """OpenVINO's wheel brings the TBB that its streams work in; without it an op has one thread, silently."""
+    import openvino
+
+    brought = list(Path(openvino.__file__).parent.glob("libs/libtbb.so*"))
+    assert brought, "the wheel has no TBB any more: docs/ops.md says what that means"
+    assert b"libtbb.so" in library("openvino").read_bytes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,29 +60,53 @@ class Group:
     density: float
 
 
-def results_in_bodies(model: ir.Model) -> dict[str, str]:
-    """Returns a value that each layer in a body computes, by the layer's name."""
+def results_in_bodies(model: ir.Model) -> dict[str, str | None]:
+    """Returns a value that each layer in a body computes, by its name; None in a branch that is out."""
     names = {value: name for name, value in named_values(model).items()}
-    inside = [layer for layer in find_rnns(model) if layer.supported and not layer.resizable]
     return {
-        layer.name: next(names[value] for value in layer.node.outputs if value in names) for layer in inside
+        layer.name: next((names[value] for value in layer.node.outputs if value in names), None)
+        for layer in find_rnns(model)
+        if layer.in_body
     }
 
 
-def recurrent_matrices(model: ir.Model, module: OnnxModule) -> dict[str, tuple[Matrix, ...]]:
-    """Returns W and R of each LSTM that can be pruned, by the layer's name."""
-    weights, found, seen = module.weights, {}, set()
-    names_of = {value: name for name, value in named_values(model).items()}
+def recurrent_matrices(
+    model: ir.Model, module: OnnxModule, unreached: Collection[str] = ()
+) -> dict[str, tuple[Matrix, ...]]:
+    """Returns W and R of each LSTM that can be pruned, by the layer's name.
+
+    A weight of several layers stands under the first of them.
+
+    Args:
+        model: the graph.
+        module: made of it.
+        unreached: layers that are left out, with the weights that no other layer reads.
+    """
+    weights, read = module.weights, read_weights(model)
+    found: dict[str, tuple[Matrix, ...]] = {}
+    seen: set[str] = set()
     for layer in find_rnns(model):
-        if not layer.supported:
+        if layer.name not in read or layer.name in unreached:
             continue
-        values = [value for position in (W, R) if (value := layer.input(position)) is not None]
-        names = [names_of[value] for value in values if value in names_of]
-        fresh = [name for name in names if name in weights and name not in seen]
+        fresh = [name for name in read[layer.name] if name in weights and name not in seen]
         seen.update(fresh)
         if fresh:
             found[layer.name] = tuple(Matrix(name, gates=len(layer.cell.gates)) for name in fresh)
     return found
+
+
+def read_weights(model: ir.Model) -> dict[str, tuple[str, ...]]:
+    """Returns the names of W and R of each layer that can be changed, by the layer's name."""
+    names = {value: name for name, value in named_values(model).items()}
+    return {
+        layer.name: tuple(
+            names[value]
+            for position in (W, R)
+            if (value := layer.input(position)) is not None and value in names
+        )
+        for layer in find_rnns(model)
+        if layer.supported
+    }
 
 
 def decoder_matrices(model: ir.Model, module: OnnxModule) -> tuple[Matrix, ...]:

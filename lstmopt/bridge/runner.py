@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -111,21 +111,22 @@ def output_variances(
     return {name: float(np.concatenate(arrays).var()) for name, arrays in values.items() if arrays}
 
 
-def computed(stream: Stream, batches: Iterable[Batch], names: Iterable[str], count: int = 32) -> set[str]:
+def computed(stream: Stream, batches: Iterable[Batch], names: Collection[str]) -> set[str]:
     """Returns which values are computed in any of some calls: those of a branch that none takes are not.
 
     Args:
         stream: the module; its states are forgotten afterwards, and what it captures is as before.
-        batches: calls in a row.
+        batches: calls in a row; no more of them are looked at than tell it.
         names: of values that nodes compute.
-        count: most calls to look at.
     """
     found: set[str] = set()
     stream.module.capture(names)
     with torch.no_grad():
-        for batch in islice(batches, count):
+        for batch in batches:
             stream(batch, {name: stream.module.placed(array) for name, array in batch.feeds.items()})
             found |= set(stream.module.captured)
+            if len(found) == len(names):
+                break
     stream.states = {}
     stream.module.capture(stream.module.cuts)
     return found

@@ -116,14 +116,13 @@ class BackOff:
             if _sizes(resized) in sizes:
                 continue  # two shares of a small layer can be one size
             sizes.append(_sizes(resized))
-            if _sizes(resized) == _sizes(start):
-                scale = 1.0  # where nothing can be resized
+            reached = 1.0 if _sizes(resized) == _sizes(start) else scale  # nothing may be resizable
             whole = _parameters(resized)
             densities = [min(1.0, original / (self.compression * share) / whole) for share in self.relaxed]
             if not patterns:  # no machine of the target skips zeros
                 densities = [1.0] * len(self.relaxed)
             plans += [
-                Plan(scale, share, pattern, resized, density, density * whole)
+                Plan(reached, share, pattern, resized, density, density * whole)
                 for index, (share, density) in enumerate(zip(self.relaxed, densities, strict=True))
                 if density not in densities[:index]
                 for pattern in patterns or (DENSE,)

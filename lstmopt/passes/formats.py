@@ -181,7 +181,7 @@ def _input_shapes(
 
 
 def _is_watched(place: Place) -> bool:
-    return place.layer is None or place.layer.resizable
+    return place.layer is None or not place.layer.in_body
 
 
 def _measure(

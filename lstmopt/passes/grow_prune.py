@@ -176,9 +176,7 @@ class GrowPrune:
             unreached = _unreached(state, module, settings)
             groups = self._groups(state.model, module, pattern, unreached)
             rounding, notes = self._rounding(module, groups)
-            notes += tuple(
-                f"{name} keeps its weights: no call of the training data reaches it" for name in unreached
-            )
+            notes += _left_dense(state.model, module, groups, unreached)
             source = state.teacher if state.teacher is not None else state.original
             teacher = None
             if self.alpha > 0 or not state.labelled or module.cuts:
@@ -268,7 +266,7 @@ class GrowPrune:
         from lstmopt.bridge.pruning import Group, decoder_matrices, recurrent_matrices
 
         every = recurrent_matrices(model, module)
-        layers = {name: matrices for name, matrices in every.items() if name not in unreached}
+        layers = recurrent_matrices(model, module, unreached)
         if not layers:
             fault = "no call of the training data reaches an LSTM or GRU" if every else ""
             raise LstmoptError(
@@ -280,7 +278,8 @@ class GrowPrune:
         if isinstance(self.density, Mapping):
             unknown = [name for name in self.density if name not in layers]
             if unknown:
-                fault = "no call of the training data reaches it" if unknown[0] in every else "no such layer"
+                reached = unknown[0] not in unreached
+                fault = "no such layer" if reached else "no call of the training data reaches it"
                 raise LstmoptError(
                     f"GrowPrune density of {unknown[0]}", fault, f"name one of {', '.join(layers)}"
                 )
@@ -358,8 +357,30 @@ def _unreached(state: State, module: OnnxModule, settings: Settings) -> list[str
         return []
     rng = np.random.default_rng(settings.seed)
     batches = state.task.batches(state.data.train, batch=settings.batch, sequence=settings.sequence, rng=rng)
-    found = computed(Stream(state.model, module, state.task.interface), batches, inside.values())
+    values = {value for value in inside.values() if value is not None}
+    found = computed(Stream(state.model, module, state.task.interface), batches, values)
     return [name for name, value in inside.items() if value not in found]
+
+
+def _left_dense(
+    model: ir.Model, module: OnnxModule, groups: Sequence[Group], unreached: Sequence[str]
+) -> tuple[str, ...]:
+    """Returns what the user should know of layers that no training call reaches."""
+    from lstmopt.bridge.pruning import read_weights
+
+    if not unreached:
+        return ()
+    read, weights = read_weights(model), module.weights
+    density = {matrix.weight: group.density for group in groups for matrix in group.matrices}
+    notes = [
+        f"{name}: no call of the training data reaches it, but it shares weights with a layer that is pruned"
+        if any(weight in density for weight in read[name])
+        else f"{name} keeps its weights: no call of the training data reaches it"
+        for name in unreached
+    ]
+    sizes = {name: weights[name].numel() for names in read.values() for name in names if name in weights}
+    share = sum(size * density.get(name, 1.0) for name, size in sizes.items()) / sum(sizes.values())
+    return (*notes, f"{share:.0%} of all LSTM and GRU weights stay, those of such layers among them")
 
 
 def _teacher(source: ir.Model, cuts: Sequence[str]) -> tuple[ir.Model, OnnxModule]:

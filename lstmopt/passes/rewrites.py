@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lstmopt.rnn.constants import constant_value
 from lstmopt.rnn.reader import INITIAL_C, INITIAL_H, find_rnns
-from lstmopt.rnn.writer import onnx_arrays, write_weights
+from lstmopt.rnn.writer import clear_unused, onnx_arrays, write_weights
 
 CARRIERS = frozenset(
     {
@@ -33,7 +32,7 @@ class DropZeroStates(ir.passes.InPlacePass):
                 if value is not None and _is_zero(value):
                     layer.node.replace_input_with(position, None)
                     modified = True
-        return ir.passes.PassResult(model, RemoveUnusedNodesPass()(model).modified or modified)
+        return ir.passes.PassResult(model, clear_unused(model) or modified)
 
 
 class FoldWeights(ir.passes.InPlacePass):
@@ -49,7 +48,7 @@ class FoldWeights(ir.passes.InPlacePass):
             if any(value is not None and not value.is_initializer() for value in values):
                 write_weights(model, layer, layer.weights)
                 modified = True
-        return ir.passes.PassResult(model, RemoveUnusedNodesPass()(model).modified or modified)
+        return ir.passes.PassResult(model, clear_unused(model) or modified)
 
 
 class FixShapes(ir.passes.InPlacePass):

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lstmopt.rnn.constants import constant_value
 from lstmopt.rnn.reader import INITIAL_H, SEQUENCE_LENS, RnnLayer, X, find_rnns
 from lstmopt.rnn.weights import RnnWeights
-from lstmopt.rnn.writer import drop_unread, free_name, replace_constant, write_weights
+from lstmopt.rnn.writer import clear_unused, free_name, replace_constant, write_weights
 from lstmopt.runtimes.ops import DOMAIN, VERSION, sparse_layer, sparse_matmul
 from lstmopt.runtimes.ops.nodes import constants_of
 from lstmopt.sparsity.formats import FORMATS, Format, format_named
@@ -87,7 +86,7 @@ def sparse_places(model: ir.Model, densest: float = DENSEST) -> tuple[Place, ...
     """
     layers = {layer.node: layer for layer in find_rnns(model) if layer.supported}
     found, taken = [], {layer.name for layer in layers.values()}
-    inside = [layer.node for layer in layers.values() if not layer.resizable]
+    inside = [layer.node for layer in layers.values() if layer.in_body]
     for index, node in enumerate((*model.graph, *inside)):
         if node in layers:
             weights = layers[node].weights
@@ -148,10 +147,10 @@ class SparseOps(ir.passes.InPlacePass):
             item = format_named(self._formats[place.name])
             name = free_name(model.graph, f"{place.name}.sparse")
             node = self._layer(place.layer, item, name) if place.layer else self._matmul(place, item, name)
-            _replace(model, place.node, node)
+            _replace(place.node, node)
         if places:
             model.graph.opset_imports[DOMAIN] = VERSION
-            RemoveUnusedNodesPass()(model)
+            clear_unused(model)
         return ir.passes.PassResult(model, bool(places))
 
     def _layer(self, layer: RnnLayer, item: Format, name: str) -> ir.Node:
@@ -202,7 +201,7 @@ class RoundWeights(ir.passes.InPlacePass):
                 assert place.layer.weights is not None
                 write_weights(model, place.layer, _with_matrices(place.layer.weights, rounded))
         if places:
-            RemoveUnusedNodesPass()(model)
+            clear_unused(model)
         return ir.passes.PassResult(model, bool(places))
 
 
@@ -210,7 +209,7 @@ def _with_matrices(weights: RnnWeights, matrices: list[Array]) -> RnnWeights:
     return replace(weights, w=np.stack(matrices[0::2]), r=np.stack(matrices[1::2]))
 
 
-def _replace(model: ir.Model, old: ir.Node, new: ir.Node) -> None:
+def _replace(old: ir.Node, new: ir.Node) -> None:
     """Puts one node in the place of another; its outputs take over names, types and shapes.
 
     Its constants are those of the graph or body that holds it: ONNX Runtime shows an op no others.
@@ -221,8 +220,6 @@ def _replace(model: ir.Model, old: ir.Node, new: ir.Node) -> None:
         graph.register_initializer(value)
     for before, after in zip(old.outputs, new.outputs, strict=False):
         after.type, after.shape = before.type, before.shape
-    read = old.inputs
     ir.convenience.replace_nodes_and_values(
         graph, old, [old], [new], old.outputs, new.outputs[: len(old.outputs)]
     )
-    drop_unread(model.graph, read)

@@ -67,7 +67,7 @@ def plan(
     """Checks everything that `optimize` would read and says what it would do.
 
     Raises:
-        LstmoptError: bad input, or torch is missing.
+        LstmoptError: bad input, hidden units that cannot be followed, or torch is missing.
     """
     from lstmopt.passes.candidates import timing_calls
     from lstmopt.rnn.groups import fixed_sizes, unit_groups

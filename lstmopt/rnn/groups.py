@@ -87,7 +87,7 @@ def analyse(model: ir.Model) -> Analysis:
     """
     found = find_rnns(model)
     layers = tuple(layer for layer in found if layer.resizable)
-    inside = tuple(_in_body(model, layer) for layer in found if layer.supported and not layer.resizable)
+    inside = tuple(_in_body(model, layer) for layer in found if layer.in_body)
     if not layers:
         return Analysis({}, inside, Flow(()), {})
     flow = Walk(model.graph, layers, _values(model)).run()
@@ -104,7 +104,7 @@ def analyse(model: ir.Model) -> Analysis:
 def _in_body(model: ir.Model, layer: RnnLayer) -> UnitGroup:
     """Returns the group of a layer in a body, which keeps its hidden size."""
     assert layer.weights is not None
-    hint = without_branches(model) if layer.where.startswith("If ") else ""
+    hint = without_branches(model, layer)
     return UnitGroup(
         layers=(layer.name,),
         hidden_size=layer.weights.hidden_size,

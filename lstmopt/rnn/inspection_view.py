@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lstmopt.rnn.inspection import Inspection, Interface
+    from lstmopt.rnn.inspection import Inspection, Interface, LayerInfo
 
 
 def view(inspection: Inspection) -> Any:
@@ -47,7 +47,7 @@ def view(inspection: Inspection) -> Any:
             density = layer.nonzero_parameters / layer.parameters if layer.parameters else 0
             table.add_row(
                 layer.name, layer.kind, layer.direction, str(layer.input_size), str(layer.hidden_size),
-                f"{layer.parameters:,}", f"{density:.1%}", ", ".join(having), layer.reason or "yes",
+                f"{layer.parameters:,}", f"{density:.1%}", ", ".join(having), _optimised(layer),
             )  # fmt: skip
         parts.append(table)
     if inspection.groups:
@@ -73,3 +73,10 @@ def view(inspection: Inspection) -> Any:
 
 def _shape(value: Interface) -> str:
     return "\\[" + ", ".join(str(size) for size in value.shape) + "]"
+
+
+def _optimised(layer: LayerInfo) -> str:
+    """Returns whether a layer is changed, and why not or how little."""
+    if layer.supported:
+        return f"pruned; {layer.reason}" if layer.reason else "yes"
+    return layer.reason

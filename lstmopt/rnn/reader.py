@@ -53,6 +53,11 @@ class RnnLayer:
         """Whether its hidden units can be followed; those of a layer in a body end at the body."""
         return self.supported and self.where == MAIN
 
+    @property
+    def in_body(self) -> bool:
+        """Whether its weights can be changed, but not its hidden size."""
+        return self.supported and self.where != MAIN
+
     def input(self, position: int) -> ir.Value | None:
         """Returns the value at an input's position, or None where it is absent."""
         return self.node.inputs[position] if position < len(self.node.inputs) else None
@@ -95,14 +100,15 @@ def require_rnns(model: ir.Model, source: str) -> tuple[RnnLayer, ...]:
     return supported
 
 
-def without_branches(model: ir.Model) -> str:
-    """Returns how layers behind an `If` on an input become layers of the main graph, or nothing."""
-    layers = find_rnns(model)
+def without_branches(model: ir.Model, layer: RnnLayer) -> str:
+    """Returns how a layer behind an `If` on an input becomes one of the main graph, or nothing."""
     given = {str(value.name) for value in model.graph.inputs}
     for node in model.graph:
         condition = node.inputs[0] if node.op_type == "If" else None
-        inside = any(layer.where.startswith(f"If {node.name}") for layer in layers)
-        if condition is not None and inside and (by := deciding_inputs(condition)) and by <= given:
+        if condition is None or not (by := deciding_inputs(condition)) or not by <= given:
+            continue
+        branches = [item.as_graph() for item in node.attributes.values()]
+        if any(inner is layer.node for branch in branches for inner in branch.all_nodes()):
             fixed = " ".join(f"{name}=VALUE" for name in sorted(by))
             return f"make it for one value of it: lstmopt fix MODEL {fixed} -o FIXED.onnx"
     return ""

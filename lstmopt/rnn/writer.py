@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,23 +74,21 @@ def set_initializer(graph: ir.Graph, node: ir.Node, position: int, name: str, ar
     graph.register_initializer(value)
     if position >= len(node.inputs):
         node.resize_inputs(position + 1)
-    old = node.inputs[position]
     node.replace_input_with(position, value)
-    drop_unread(graph, [old])
 
 
-def drop_unread(graph: ir.Graph, values: Iterable[ir.Value | None]) -> None:
-    """Removes what nothing reads any more from the bodies that hold it; passes clear the main graph alone.
+def clear_unused(model: ir.Model) -> bool:
+    """Removes nodes and initializers that nothing reads, in bodies too; tells whether there were any."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    Args:
-        graph: the main graph, whose own initializers stay.
-        values: what a node read.
-    """
-    for value in values:
-        holder = None if value is None or not value.is_initializer() else value.graph
-        if value is None or holder is None or holder is graph or value.uses() or value.is_graph_output():
-            continue
-        holder.initializers.pop(str(value.name))
+    modified = RemoveUnusedNodesPass()(model).modified
+    for body in model.graph.subgraphs():
+        kept = {*body.inputs, *body.outputs}
+        for name, value in list(body.initializers.items()):
+            if not value.uses() and value not in kept:  # the pass clears those of the main graph alone
+                body.initializers.pop(name)
+                modified = True
+    return modified
 
 
 def replace_constant(model: ir.Model, node: ir.Node, position: int, array: Array) -> None:

@@ -12,7 +12,7 @@ from lstmopt.rnn.layout import OPERATORS
 from lstmopt.rnn.reader import B, P, R, W
 from lstmopt.rnn.recognition.bounds import always
 from lstmopt.rnn.recognition.regions import Constants
-from lstmopt.rnn.writer import free_name, set_initializer
+from lstmopt.rnn.writer import clear_unused, free_name, set_initializer
 
 ROUNDS = 8
 """What is folded tells the shapes on which more conditions depend."""
@@ -32,7 +32,7 @@ class FoldedWeights(ir.passes.InPlacePass):
                     name = free_name(model.graph, f"{node.name or node.outputs[0].name}.{position}")
                     set_initializer(model.graph, node, position, name, np.ascontiguousarray(array))
                     modified = True
-        return ir.passes.PassResult(model, RemoveUnusedNodesPass()(model).modified or modified)
+        return ir.passes.PassResult(model, clear_unused(model) or modified)
 
 
 class TakenBranches(ir.passes.InPlacePass):
