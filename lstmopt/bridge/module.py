@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lstmopt.bridge.frozen import Freezer, frozen_note, reach
 from lstmopt.bridge.node import Run
-from lstmopt.bridge.program import Env, Slots, compile_graph, named_values
+from lstmopt.bridge.program import Env, Slots, compile_graph, named_values, value_names
 from lstmopt.bridge.weights import held_constants, trained_values
 from lstmopt.errors import LstmoptError
 
@@ -71,7 +71,7 @@ class OnnxModule(nn.Module):
         graph = model.graph
         self._run, slots = Run(), Slots()
         self._device = torch.device("cpu")
-        names = {value: name for name, value in named_values(model).items()}
+        names = value_names(model)
         trained = trained_values(model, names)
         held = held_constants(model, trained)
         self._entries: list[Weight] = []
@@ -142,6 +142,10 @@ class OnnxModule(nn.Module):
     def placed(self, array: Array) -> Tensor:
         """Returns an array as a tensor where the module computes."""
         return torch.from_numpy(np.asarray(array, order="C")).to(self._device)
+
+    def placed_feeds(self, feeds: Mapping[str, Array]) -> dict[str, Tensor]:
+        """Returns the inputs of a call as tensors where the module computes."""
+        return {name: self.placed(array) for name, array in feeds.items()}
 
     @property
     def dropout(self) -> float:

@@ -60,9 +60,9 @@ def _fault(module: OnnxModule, inputs: Callable[[], Mapping[str, Any]], device: 
     try:
         feeds = inputs()
         with torch.no_grad():
-            expected = module({name: module.placed(array) for name, array in feeds.items()})
+            expected = module(module.placed_feeds(feeds))
         module.place(device)
-        found = module({name: module.placed(array) for name, array in feeds.items()})
+        found = module(module.placed_feeds(feeds))
         reals = [value.float().square().sum() for value in found.values() if value.requires_grad]
         if reals:
             torch.stack(reals).sum().backward()  # type: ignore[no-untyped-call]

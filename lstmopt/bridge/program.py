@@ -164,6 +164,11 @@ def named_values(model: ir.Model) -> dict[str, ir.Value]:
     return found
 
 
+def value_names(model: ir.Model) -> dict[ir.Value, str]:
+    """Returns the name of every value, see `named_values`."""
+    return {value: name for name, value in named_values(model).items()}
+
+
 class Slots:
     """Numbers the values of a model."""
 

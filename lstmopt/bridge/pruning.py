@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lstmopt.bridge.module import OnnxModule
-from lstmopt.bridge.program import named_values
-from lstmopt.rnn.reader import R, W, find_rnns
+from lstmopt.bridge.program import value_names
+from lstmopt.rnn.reader import R, RnnLayer, W, find_rnns
 from lstmopt.sparsity.patterns import Pattern
 
 Array = npt.NDArray[Any]
@@ -62,7 +62,7 @@ class Group:
 
 def results_in_bodies(model: ir.Model) -> dict[str, str | None]:
     """Returns a value that each layer in a body computes, by its name; None in a branch that is out."""
-    names = {value: name for name, value in named_values(model).items()}
+    names = value_names(model)
     return {
         layer.name: next((names[value] for value in layer.node.outputs if value in names), None)
         for layer in find_rnns(model)
@@ -82,24 +82,24 @@ def recurrent_matrices(
         module: made of it.
         unreached: layers that are left out, with the weights that no other layer reads.
     """
-    weights, read = module.weights, read_weights(model)
+    weights = module.weights
     found: dict[str, tuple[Matrix, ...]] = {}
     seen: set[str] = set()
-    for layer in find_rnns(model):
-        if layer.name not in read or layer.name in unreached:
+    for layer, names in read_weights(model).items():
+        if layer.name in unreached:
             continue
-        fresh = [name for name in read[layer.name] if name in weights and name not in seen]
+        fresh = [name for name in names if name in weights and name not in seen]
         seen.update(fresh)
         if fresh:
             found[layer.name] = tuple(Matrix(name, gates=len(layer.cell.gates)) for name in fresh)
     return found
 
 
-def read_weights(model: ir.Model) -> dict[str, tuple[str, ...]]:
-    """Returns the names of W and R of each layer that can be changed, by the layer's name."""
-    names = {value: name for name, value in named_values(model).items()}
+def read_weights(model: ir.Model) -> dict[RnnLayer, tuple[str, ...]]:
+    """Returns the names of W and R of each layer that can be changed."""
+    names = value_names(model)
     return {
-        layer.name: tuple(
+        layer: tuple(
             names[value]
             for position in (W, R)
             if (value := layer.input(position)) is not None and value in names

@@ -76,7 +76,7 @@ class Stream:
         """Returns the outputs of one call."""
         if self._interface.states and (batch.fresh or not self.states):
             zeros = self._interface.zero_states(self._infos, _width(self._interface, batch))
-            self.states = {name: self.module.placed(array) for name, array in zeros.items()}
+            self.states = self.module.placed_feeds(zeros)
         outputs: dict[str, Tensor] = self.module({**feeds, **self.states})
         self.states = {
             name: value.float() if value.is_floating_point() else value
@@ -103,8 +103,7 @@ def output_variances(
     values: dict[str, list[Array]] = {port.name: [] for port in ports}
     with torch.no_grad():
         for batch in islice(batches, count):
-            feeds = {name: stream.module.placed(array) for name, array in batch.feeds.items()}
-            outputs = stream(batch, feeds)
+            outputs = stream(batch, stream.module.placed_feeds(batch.feeds))
             for name, arrays in values.items():
                 arrays.append(outputs[name].double().reshape(-1).cpu().numpy())
     stream.states = {}
@@ -123,7 +122,7 @@ def computed(stream: Stream, batches: Iterable[Batch], names: Collection[str]) -
     stream.module.capture(names)
     with torch.no_grad():
         for batch in batches:
-            stream(batch, {name: stream.module.placed(array) for name, array in batch.feeds.items()})
+            stream(batch, stream.module.placed_feeds(batch.feeds))
             found |= set(stream.module.captured)
             if len(found) == len(names):
                 break

@@ -352,7 +352,7 @@ class Trainer:
         return sum(losses[1:], losses[0]) / len(losses)
 
     def _loss_of_call(self, batch: Batch) -> Tensor:
-        feeds = {name: self._student.module.placed(array) for name, array in batch.feeds.items()}
+        feeds = self._student.module.placed_feeds(batch.feeds)
         with self._autocast():
             known = None
             if self._teacher is not None:

@@ -265,15 +265,14 @@ class GrowPrune:
     ) -> list[Group]:
         from lstmopt.bridge.pruning import Group, decoder_matrices, recurrent_matrices
 
-        every = recurrent_matrices(model, module)
         layers = recurrent_matrices(model, module, unreached)
         if not layers:
-            fault = "no call of the training data reaches an LSTM or GRU" if every else ""
-            raise LstmoptError(
-                "GrowPrune",
-                fault or "the model has no LSTM or GRU weights that can be pruned",
-                "give data that do with --data" if every else "see lstmopt inspect",
+            fault, mend = (
+                ("no call of the training data reaches an LSTM or GRU", "give data that do with --data")
+                if unreached
+                else ("the model has no LSTM or GRU weights that can be pruned", "see lstmopt inspect")
             )
+            raise LstmoptError("GrowPrune", fault, mend)
         groups: list[Group] = []
         if isinstance(self.density, Mapping):
             unknown = [name for name in self.density if name not in layers]
@@ -370,7 +369,7 @@ def _left_dense(
 
     if not unreached:
         return ()
-    read, weights = read_weights(model), module.weights
+    read, weights = {layer.name: names for layer, names in read_weights(model).items()}, module.weights
     density = {matrix.weight: group.density for group in groups for matrix in group.matrices}
     notes = [
         f"{name}: no call of the training data reaches it, but it shares weights with a layer that is pruned"

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _NOT_YET = {
     "DynamicQuantizeLSTM": "quantised and left as they are; start from the model before quantisation",
     "RNN": "not optimised yet",
-    "Loop": "what is left inside is not optimised",
-    "Scan": "what is left inside is not optimised",
+    "Loop": "LSTM and GRU nodes inside are pruned, nothing else is",
+    "Scan": "LSTM and GRU nodes inside are pruned, nothing else is",
 }
 
 
