@@ -111,7 +111,7 @@ def test_what_is_packed_stands_for_the_rounded_weights(name: str) -> None:
     for after in (False, True):
         weights = random_gru(rng, item, hidden=37, inputs=70, reset_after=after)
         packed = pack_layer(item, weights)
-        assert sum(map(len, packed[0] + packed[1])) == layer_bytes(item, weights)
+        assert tuple(sum(map(len, part)) for part in packed) == layer_bytes(item, weights)
         for matrix, blobs in zip(weights.matrices, packed, strict=True):
             for each, blob in zip(matrix, blobs, strict=True):
                 parts, at = [], 0

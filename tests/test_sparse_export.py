@@ -22,7 +22,14 @@ from lstmopt.errors import LstmoptError
 from lstmopt.passes import Export, Simplify, Trained, Verify
 from lstmopt.passes import formats as formats_module
 from lstmopt.passes.convert import export_model
-from lstmopt.passes.formats import DENSE, Measured, build_sparse, measured_formats, smallest_formats
+from lstmopt.passes.formats import (
+    DENSE,
+    Measured,
+    build_sparse,
+    measured_formats,
+    smallest_formats,
+    worth_measuring,
+)
 from lstmopt.passes.sparse_ops import RoundWeights, SparseOps, sparse_places
 from lstmopt.passes.trained import pattern_of
 from lstmopt.report.schema import Manifest, Report
@@ -35,7 +42,8 @@ from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.rnn.writer import rnn_model, write_weights
 from lstmopt.runtimes import open_session, runtime
-from lstmopt.sparsity.formats import FORMATS
+from lstmopt.sparsity.formats import FORMATS, format_named
+from lstmopt.sparsity.formats.layers import layer_format_name, layer_formats
 from lstmopt.sparsity.patterns import parse_pattern
 from lstmopt.sparsity.precisions import allowed_formats
 from lstmopt.targets import RuntimeTarget, Target
@@ -74,13 +82,14 @@ def ran(model: ir.Model, name: str, folder: Path, feeds: dict[str, Any], precisi
 @given(
     drawn=lstm_graphs(),
     seed=st.integers(0, 99),
-    item=st.sampled_from(sorted(FORMATS)),
+    parts=st.tuples(st.sampled_from(sorted(FORMATS)), st.sampled_from(sorted(FORMATS))),
     name=st.sampled_from(NAMES),
 )
 def test_rewritten_graphs_compute_what_the_rounded_ones_do(
-    drawn: Drawn, seed: int, item: str, name: str, tmp_path_factory: pytest.TempPathFactory
+    drawn: Drawn, seed: int, parts: tuple[str, str], name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    model = pruned(drawn.model, 0.25, seed, shared=item == "i8-shared")
+    model = pruned(drawn.model, 0.25, seed, shared="i8-shared" in parts)
+    item = layer_format_name(*map(format_named, parts))
     formats = {place.name: item for place in sparse_places(model)}
     feeds = feeds_for(model, 5, 2, seed)
     rounded = rewrite(model, RoundWeights(formats))
@@ -100,7 +109,8 @@ def test_rewritten_graphs_compute_what_the_rounded_ones_do(
     outputs = ran(sparse, name, folder, feeds, f"sparse-{item}")
     for key, want in expected.items():
         if want.dtype.kind == "f" and want.size:
-            bound = 3 * FORMATS[item].error * (1 if item == "f32" else 3)  # of layers of few units, in a row
+            most = max(FORMATS[part].error for part in parts)
+            bound = 3 * most * (1 if item == "f32" else 3)  # of layers of few units, in a row
             assert error(outputs[key], want) <= bound, (key, item, name)
 
 
@@ -221,6 +231,8 @@ def test_the_fastest_of_those_allowed_is_chosen() -> None:
     times = Measured({DENSE: 9.0, "f32": 5.0, "i16": 3.0, "i8": 2.0})
     assert times.fastest(("f32",)) == "f32" and times.fastest(("f32", "i16")) == "i16"
     assert Measured({DENSE: 1.0, "f32": 5.0}).fastest(("f32",)) == DENSE
+    apart = Measured({DENSE: 9.0, "i16": 3.0, "i8": 4.0, "i16+i8": 2.0})
+    assert apart.fastest(("i16",)) == "i16" and apart.fastest(("i16", "i8")) == "i16+i8"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -237,6 +249,33 @@ def test_formats_are_chosen_by_measuring(name: str) -> None:
     assert exact in ({"rnn": "f32"}, {})
     assert len(told) == 1  # measured once, for every precision
     assert measured_formats(rnn_model(sparse_layer(64, 0.8)), {}, target)(name, "sparse-i8") == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_w_and_r_may_have_formats_of_their_own(name: str, tmp_path: Path) -> None:
+    """Masks of different patterns: what is smallest for one wastes bytes in the other."""
+    shared, banked = (sparse_layer(128, 0.1, item) for item in ("gate-shared64:step4", "bank64:step4"))
+    model = rnn_model(replace(shared, r=banked.r), sequence=16, batch=1)
+    (place,) = sparse_places(model)
+    worth = worth_measuring(place)
+    w, r = layer_formats("i8-shared+i8")
+    assert (w.name, r.name) == ("i8-shared", "i8")
+    size = place.packed_bytes(w)[0] + place.packed_bytes(r)[1]
+    assert worth["i8-shared+i8"] == int(float(f"{size:.2g}")) < 0.95 * min(worth["i8"], worth["f32"])
+    assert not any("+" in item for item in worth_measuring(sparse_places(rnn_model(banked))[0]))
+    assert smallest_formats(model, {}, ANY)(name, "sparse-i8") == {"rnn": "i8-shared+i8"}
+    assert smallest_formats(model, {}, ANY)(name, "sparse-f32") == {"rnn": "f32"}
+
+    target = Target(name="t", runtimes=(RuntimeTarget(runtime=name, precisions=("f32",)),))
+    feeds = example_inputs(model, 0, {})
+    chosen = measured_formats(model, feeds, target)(name, "sparse-i8")
+    assert chosen["rnn"] in worth  # which of them is a matter of the CPU
+
+    formats = {"rnn": "i8-shared+i8"}
+    made = build_sparse(model, name, formats, "sparse-i8", 1, tmp_path / "made")
+    want = Reference(rewrite(model, RoundWeights(formats))).run(feeds)
+    have = open_session(made, 1).run(feeds)
+    assert error(have["y"], want["y"]) < r.error
 
 
 def test_patterns_are_recognised() -> None:

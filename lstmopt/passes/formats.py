@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from lstmopt.rnn.writer import rnn_model
 from lstmopt.runtimes import runtime
 from lstmopt.runtimes.base import Deployment, Feeds
 from lstmopt.sparsity.formats import FORMATS, Format
+from lstmopt.sparsity.formats.layers import layer_format_name, layer_formats
 from lstmopt.sparsity.precisions import allowed_formats
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ SHARED = 1.2
 ROOMY = 1.5
 """Formats whose packed weights take this many times the bytes of the smallest are not measured: beyond the
 first-level cache time goes with bytes."""
+
+APART = 0.95
+"""W and R in formats of their own are measured where they take this share of the bytes of one for both."""
 
 Progress = Callable[[str, float], None]
 Choose = Callable[[str, str], dict[str, str]]
@@ -64,8 +68,11 @@ class Measured:
 
     def fastest(self, allowed: Sequence[str]) -> str:
         """Returns the fastest of some formats and of the dense kernel."""
-        found = {name: took for name, took in self.latency_us.items() if name in (*allowed, DENSE)}
-        return min(found, key=found.__getitem__)
+
+        def may(name: str) -> bool:
+            return name == DENSE or all(item.name in allowed for item in layer_formats(name))
+
+        return min(filter(may, self.latency_us), key=self.latency_us.__getitem__)
 
 
 def measured_formats(
@@ -96,7 +103,7 @@ def measured_formats(
         allowed = allowed_formats(precision)
         chosen = {}
         for place, shape in places():
-            worth = _worth_measuring(place)
+            worth = worth_measuring(place)
             key = (
                 name,
                 target.threads,
@@ -123,27 +130,33 @@ def smallest_formats(model: ir.Model, feeds: Feeds, target: Target) -> Choose:
 
     def choose(name: str, precision: str) -> dict[str, str]:
         allowed = allowed_formats(precision)
-
-        def size(place: Place, item: Format) -> tuple[int, float]:
-            return place.packed_bytes(item), -item.error
-
         return {
-            place.name: min(
-                (item for item in place.formats if item.name in allowed), key=partial(size, place)
-            ).name
+            place.name: _smallest(place, [item for item in place.formats if item.name in allowed])[0]
             for place in places
         }
 
     return choose
 
 
-def _worth_measuring(place: Place) -> dict[str, int]:
+def _smallest(place: Place, formats: Sequence[Format]) -> tuple[str, int]:
+    """Returns the format of the fewest bytes, and those: of a layer W and R may each have their own."""
+    parts = {item: place.packed_bytes(item) for item in formats}
+    chosen = [
+        min(formats, key=lambda item: (parts[item][part], -item.error))
+        for part in range(len(parts[formats[0]]))
+    ]
+    name = layer_format_name(chosen[0], chosen[-1])
+    return name, sum(parts[item][part] for part, item in enumerate(chosen))
+
+
+def worth_measuring(place: Place) -> dict[str, int]:
     """Returns the formats to be measured, with the bytes that they take, to two digits.
 
     Of each exactness the smallest ones are, since the most exact may be all that is allowed; of two that lay
-    out a mask alike the less exact one is faster.
+    out a mask alike the less exact one is faster. W and R in formats of their own are where that takes
+    clearly fewer bytes than any format for both: masks of different density or pattern.
     """
-    taken = {item.name: place.packed_bytes(item) for item in place.formats}
+    taken = {item.name: sum(place.packed_bytes(item)) for item in place.formats}
     found = {}
     for name, size in taken.items():
         least = min(taken[other] for other in taken if FORMATS[other].error <= FORMATS[name].error)
@@ -154,8 +167,13 @@ def _worth_measuring(place: Place) -> dict[str, int]:
             and (other.width, other.step) == (FORMATS[name].width, FORMATS[name].step)
         ]
         if size <= ROOMY * least and FORMATS[name].error == max(alike):
-            found[name] = int(float(f"{size:.2g}"))
-    return found
+            found[name] = size
+    for bound in {item.error for item in place.formats}:
+        within = [item for item in place.formats if item.error <= bound]
+        name, size = _smallest(place, within)
+        if size <= APART * min(taken[item.name] for item in within):
+            found[name] = size
+    return {name: int(float(f"{size:.2g}")) for name, size in found.items()}
 
 
 def _input_shapes(

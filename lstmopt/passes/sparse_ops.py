@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,12 @@ from lstmopt.rnn.writer import clear_unused, free_name, replace_constant, write_
 from lstmopt.runtimes.ops import DOMAIN, VERSION, sparse_layer, sparse_matmul
 from lstmopt.runtimes.ops.nodes import constants_of
 from lstmopt.sparsity.formats import FORMATS, Format, format_named
-from lstmopt.sparsity.formats.layers import layer_bytes, pack_layer
+from lstmopt.sparsity.formats.layers import layer_bytes, layer_formats, pack_layer
 from lstmopt.sparsity.formats.shared import I8Shared
 
 Array = npt.NDArray[np.floating]
 Formats = Mapping[str, str]
-"""The format of each place, by its name."""
+"""The format of each place, by its name; of a layer, see `lstmopt.sparsity.formats.layers`."""
 
 DENSEST = 0.5
 """Density from which on no format is faster than the runtimes' dense kernels."""
@@ -53,10 +54,10 @@ class Place:
         """What the weights can be packed in: all formats, but for a product the one that gates share."""
         return tuple(f for f in FORMATS.values() if self.layer is not None or not isinstance(f, I8Shared))
 
-    def packed_bytes(self, item: Format) -> int:
-        """Returns how many bytes the weights take in a format."""
+    def packed_bytes(self, item: Format) -> tuple[int, ...]:
+        """Returns how many bytes W and R of a layer take in a format, or the matrix of a product."""
         if self.layer is None:
-            return item.packed_bytes(self.matrices[0] != 0)
+            return (item.packed_bytes(self.matrices[0] != 0),)
         assert self.layer.weights is not None
         return layer_bytes(item, self.layer.weights)
 
@@ -144,21 +145,21 @@ class SparseOps(ir.passes.InPlacePass):
         found = sparse_places(model, self._densest)
         places = [place for place in found if place.name in self._formats]
         for place in places:
-            item = format_named(self._formats[place.name])
-            name = free_name(model.graph, f"{place.name}.sparse")
-            node = self._layer(place.layer, item, name) if place.layer else self._matmul(place, item, name)
+            name, form = free_name(model.graph, f"{place.name}.sparse"), self._formats[place.name]
+            node = self._layer(place.layer, form, name) if place.layer else self._matmul(place, form, name)
             _replace(place.node, node)
         if places:
             model.graph.opset_imports[DOMAIN] = VERSION
             clear_unused(model)
         return ir.passes.PassResult(model, bool(places))
 
-    def _layer(self, layer: RnnLayer, item: Format, name: str) -> ir.Node:
+    def _layer(self, layer: RnnLayer, form: str, name: str) -> ir.Node:
         weights, x = layer.weights, layer.input(X)
         assert weights is not None and x is not None
+        w, r = layer_formats(form)
         return sparse_layer(
             weights,
-            *pack_layer(item, weights),
+            *pack_layer(w, weights, r),
             x,
             lengths=layer.input(SEQUENCE_LENS),
             initial=[layer.input(INITIAL_H + index) for index in range(len(weights.cell.states))],
@@ -166,13 +167,13 @@ class SparseOps(ir.passes.InPlacePass):
             threads=self._threads,
         )
 
-    def _matmul(self, place: Place, item: Format, name: str) -> ir.Node:
+    def _matmul(self, place: Place, form: str, name: str) -> ir.Node:
         bias = place.node.inputs[2] if len(place.node.inputs) > 2 else None
         values = None if bias is None else constant_value(bias)
         units = place.matrices[0].shape[1]
         if values is not None:
             values = np.ascontiguousarray(np.broadcast_to(values.reshape(-1), units))
-        blob = item.pack(place.matrices[0])
+        blob = format_named(form).pack(place.matrices[0])
         return sparse_matmul(blob, place.input, bias=values, name=name, threads=self._threads)
 
 
@@ -191,8 +192,11 @@ class RoundWeights(ir.passes.InPlacePass):
         """Rewrites the model."""
         places = [place for place in sparse_places(model, self._densest) if place.name in self._formats]
         for place in places:
-            item = format_named(self._formats[place.name])
-            rounded = [item.round_weights(matrix) for matrix in place.matrices]
+            # Matrices of a layer are W and R in turn.
+            items = cycle(layer_formats(self._formats[place.name]))
+            rounded = [
+                item.round_weights(matrix) for matrix, item in zip(place.matrices, items, strict=False)
+            ]
             if place.layer is None:
                 transposed = "transB" in place.node.attributes and place.node.attributes["transB"].value
                 matrix = rounded[0][0] if transposed else rounded[0][0].T

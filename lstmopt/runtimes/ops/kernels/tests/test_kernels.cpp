@@ -100,6 +100,12 @@ Packed random_recurrent(Random& random, const Kind& kind, const Layer& layer, st
   return r;
 }
 
+// W is packed by itself: as R is, or in another format that is as exact.
+const Kind& kind_of_w(Random& random, const Kind& kind) {
+  const Kind& other = kKinds[between(random, 0, int(std::size(kKinds)) - 1)];
+  return other.error <= kind.error ? other : kind;
+}
+
 Made make(Random& random, const Kind& kind, bool gru) {
   Made made;
   Layer& layer = made.layer;
@@ -110,7 +116,7 @@ Made make(Random& random, const Kind& kind, bool gru) {
   layer.hidden = between(random, 1, 140);
   layer.input = between(random, 0, 9) ? between(random, 1, 140) : between(random, 2000, 3000);
   for (int d = 0; d < layer.directions; ++d) {
-    const Packed w = random_blob(random, kind, layer.gates(), layer.hidden, layer.input, between(random, 0, 4));
+    const Packed w = random_blob(random, kind_of_w(random, kind), layer.gates(), layer.hidden, layer.input, between(random, 0, 4));
     made.w.insert(made.w.end(), w.blob.begin(), w.blob.end());
     const Packed r = random_recurrent(random, kind, layer, made.r);
     layer.w.push_back(w.dense);
