@@ -118,3 +118,32 @@ def in_scan(computed: bool = False) -> ir.Model:
     outputs = [_info("y", ["chunks", CHUNK, "batch", HIDDEN])]
     inputs = [_info("x", ["chunks", CHUNK, "batch", INPUT])]
     return _model(helper.make_graph(main.nodes, "in_scan", inputs, outputs, main.tensors))
+
+
+def nested() -> ir.Model:
+    """x [chunks, CHUNK, batch, INPUT], each chunk alone: a Scan in each branch of an If on ``flag``.
+
+    The layers are a GRU, whose weights lie two bodies further out, and an LSTM, whose lie beside it.
+    """
+    main = Draft()
+    outer = [main.const(array) for array in _weights(4, GRU)]
+
+    def branch(name: str, cell: CellSpec) -> onnx.GraphProto:
+        around, g = Draft(f"{name}_"), Draft(f"{name}_body_")
+        names = outer if cell is GRU else [g.const(array) for array in _weights(5)]
+        y = g(cell.kind, f"{name}_chunk", *names, out=f"{name}_inner", hidden_size=HIDDEN)
+        out = g.axes("Squeeze", y, [1])
+        body = helper.make_graph(
+            g.nodes, f"{name}_body", [_info(f"{name}_chunk", [CHUNK, "batch", INPUT])],
+            [_info(out, [CHUNK, "batch", HIDDEN])], g.tensors,
+        )  # fmt: skip
+        result = around("Scan", "x", body=body, num_scan_inputs=1)
+        shape = ["chunks", CHUNK, "batch", HIDDEN]
+        return helper.make_graph(around.nodes, name, [], [_info(result, shape)], around.tensors)
+
+    node = helper.make_node(
+        "If", ["flag"], ["y"], name="switch", then_branch=branch("yes", GRU), else_branch=branch("no", LSTM)
+    )
+    inputs = [_info("x", ["chunks", CHUNK, "batch", INPUT]), _info("flag", [], TensorProto.BOOL)]
+    outputs = [_info("y", ["chunks", CHUNK, "batch", HIDDEN])]
+    return _model(helper.make_graph([node], "nested", inputs, outputs, main.tensors))

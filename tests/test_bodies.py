@@ -29,7 +29,7 @@ from lstmopt.rnn.surgery import resize
 from lstmopt.rnn.writer import free_name, write_weights
 from lstmopt.runtimes import open_session, runtime
 from lstmopt.targets import RuntimeTarget, Target
-from tests.bodies import CHUNK, INPUT, behind_if, in_loop, in_scan
+from tests.bodies import CHUNK, INPUT, behind_if, in_loop, in_scan, nested
 from tests.training import state_for
 
 MODELS = {
@@ -39,7 +39,10 @@ MODELS = {
     "loop, outer weights": lambda: in_loop(outer=True),
     "scan": in_scan,
     "scan, computed weights": lambda: in_scan(computed=True),
+    "scan in an if": nested,
 }
+SWITCHES = ("if", "if, shared weights", "scan in an if")
+"""Those that have an input ``flag``."""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,12 +57,12 @@ def calls(model: ir.Model) -> list[dict[str, np.ndarray]]:
     """Inputs of several sizes, with both branches of an If."""
     found = []
     for seed, (batch, steps) in enumerate(((1, 3), (2, 5))):
-        rng = np.random.default_rng(100 + seed)
+        chunks = (CHUNK,) if len(model.graph.inputs[0].shape) == 4 else ()
+        x = inputs(np.random.default_rng(100 + seed), steps, *chunks, batch)
         if len(model.graph.inputs) == 2:
-            x = inputs(rng, steps, batch)
             found += [{"x": x, "flag": np.array(flag)} for flag in (False, True)]
         else:
-            found.append({"x": inputs(rng, steps, CHUNK, batch)})
+            found.append({"x": x})
     return found
 
 
@@ -110,7 +113,7 @@ def test_sizes_of_layers_in_bodies_stay_and_the_line_says_why(name):
     groups = unit_groups(model)
     assert len(groups) == len(find_rnns(model))
     assert all(group.pinned is not None and "it is inside" in group.pinned for group in groups)
-    assert ("lstmopt fix MODEL flag=VALUE" in str(groups[0].pinned)) == name.startswith("if")
+    assert ("lstmopt fix MODEL flag=VALUE" in str(groups[0].pinned)) == (name in SWITCHES)
     with pytest.raises(LstmoptError, match="is inside"):
         resize(model, {groups[0].layers[0]: 16})
 
@@ -121,7 +124,7 @@ RECIPE = GrowPrune(density=0.3, steps=150, batch=8, mask_every=5, amp=False, pat
 def voices(name: str, flags: list[bool]) -> dict[str, np.ndarray]:
     """Training data: of an If a flag an example."""
     data = {"x": inputs(np.random.default_rng(0), 256, *((6,) if name.startswith("if") else (2, CHUNK)))}
-    return {**data, "flag": np.resize(flags, 256)} if name.startswith("if") else data
+    return {**data, "flag": np.resize(flags, 256)} if name in SWITCHES else data
 
 
 def error(model: ir.Model, original: ir.Model) -> float:

@@ -346,7 +346,7 @@ def sizes_for(
     free = [key for key, role in roles.items() if role == "sequence"]
     others = [key for key, role in roles.items() if role == "other"]
     fault = "too few steps reach the first layer"
-    for factor in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
+    for factor in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if free else (1,):
         attempt = {**sizes, **{key: sequence * factor for key in free}}
         try:
             outputs = reference.run(example_inputs(model, 0, attempt))
