@@ -208,8 +208,8 @@ class LstmRecord(Frozen):
         pattern: which weights may be non-zero, "dense" where all.
         density: share of W and R that is not zero.
         input_size: before and after, where known.
-        format: how its weights are packed for the sparse op, "dense" where it runs as a dense one, two names as
-            in "i8-shared+i8" where W and R differ.
+        format: how its weights are packed for the sparse op, as in "i8", or "i8-shared+i8" where W and R differ;
+            "dense" where it runs as a dense one.
     """
 
     name: str
