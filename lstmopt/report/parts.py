@@ -208,7 +208,7 @@ class LstmRecord(Frozen):
         pattern: which weights may be non-zero, "dense" where all.
         density: share of W and R that is not zero.
         input_size: before and after, where known.
-        format: how its weights are packed for the sparse op, as in "i8", or "i8-shared+i8" where W and R differ;
+        format: how its weights are packed for the sparse op: "i8", or "i8-shared+i8" where W and R differ;
             "dense" where it runs as a dense one.
     """
 
