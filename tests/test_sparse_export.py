@@ -25,6 +25,7 @@ from lstmopt.passes.convert import export_model
 from lstmopt.passes.formats import (
     DENSE,
     Measured,
+    build_in,
     build_sparse,
     measured_formats,
     smallest_formats,
@@ -34,6 +35,7 @@ from lstmopt.passes.sparse_ops import RoundWeights, SparseOps, sparse_places
 from lstmopt.passes.trained import pattern_of
 from lstmopt.report.schema import Manifest, Report
 from lstmopt.rnn.cells import LSTM
+from lstmopt.rnn.constants import constant_value
 from lstmopt.rnn.examples import example_inputs
 from lstmopt.rnn.execution import Reference
 from lstmopt.rnn.files import load_model, save_model
@@ -42,7 +44,8 @@ from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.rnn.writer import rnn_model, write_weights
 from lstmopt.runtimes import open_session, runtime
-from lstmopt.sparsity.formats import FORMATS, format_named
+from lstmopt.sparsity.formats import FORMATS, format_named, unpack
+from lstmopt.sparsity.formats.blob import read as read_blob
 from lstmopt.sparsity.formats.layers import layer_format_name, layer_formats
 from lstmopt.sparsity.patterns import parse_pattern
 from lstmopt.sparsity.precisions import allowed_formats
@@ -252,7 +255,9 @@ def test_formats_are_chosen_by_measuring(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_w_and_r_may_have_formats_of_their_own(name: str, tmp_path: Path) -> None:
+def test_w_and_r_may_have_formats_of_their_own(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Masks of different patterns: what is smallest for one wastes bytes in the other."""
     shared, banked = (sparse_layer(128, 0.1, item) for item in ("gate-shared64:step4", "bank64:step4"))
     model = rnn_model(replace(shared, r=banked.r), sequence=16, batch=1)
@@ -266,16 +271,85 @@ def test_w_and_r_may_have_formats_of_their_own(name: str, tmp_path: Path) -> Non
     assert smallest_formats(model, {}, ANY)(name, "sparse-i8") == {"rnn": "i8-shared+i8"}
     assert smallest_formats(model, {}, ANY)(name, "sparse-f32") == {"rnn": "f32"}
 
+    # Whether it is faster is a matter of the CPU; where it is, it ships.
+    times = dict.fromkeys((DENSE, *worth), 9.0) | {"i8-shared+i8": 1.0}
+    monkeypatch.setattr(formats_module, "_measure", lambda *args: Measured(times))
+    monkeypatch.setattr(formats_module, "_MEASURED", {})
     target = Target(name="t", runtimes=(RuntimeTarget(runtime=name, precisions=("f32",)),))
     feeds = example_inputs(model, 0, {})
-    chosen = measured_formats(model, feeds, target)(name, "sparse-i8")
-    assert chosen["rnn"] in worth  # which of them is a matter of the CPU
-
-    formats = {"rnn": "i8-shared+i8"}
-    made = build_sparse(model, name, formats, "sparse-i8", 1, tmp_path / "made")
+    choose = measured_formats(model, feeds, target)
+    save_model(model, tmp_path / "model.onnx")
+    source, made = tmp_path / "model.onnx", tmp_path / "made"
+    deployment, formats = build_in(model, source, name, "sparse-i8", choose, 1, made)
+    assert formats == {"rnn": "i8-shared+i8"}
     want = Reference(rewrite(model, RoundWeights(formats))).run(feeds)
-    have = open_session(made, 1).run(feeds)
+    have = open_session(deployment, 1).run(feeds)
     assert error(have["y"], want["y"]) < r.error
+
+
+@pytest.mark.parametrize("pair", ["f32+i8", "i8+f32", "i16+i8-planes2"])
+def test_each_matrix_is_packed_and_rounded_in_its_own_format(pair: str) -> None:
+    """And what is packed stands for the very weights that the rounded model has."""
+    model = rnn_model(sparse_layer(70, 0.2))
+    (node,) = rewrite(model, SparseOps({"rnn": pair})).graph
+    rounded = find_rnns(rewrite(model, RoundWeights({"rnn": pair})))[0].weights
+    exact = find_rnns(model)[0].weights
+    assert rounded is not None and exact is not None
+    for part, item in zip("wr", layer_formats(pair), strict=True):
+        blob = constant_value(node.inputs[1 + "wr".index(part)])
+        assert blob is not None and item.owns(read_blob(blob.tobytes()))
+        assert np.array_equal(unpack(blob.tobytes()), getattr(rounded, part)[0])
+        near = np.allclose(getattr(rounded, part), getattr(exact, part), rtol=1e-5, atol=0)
+        assert near == (item.name == "f32")
+
+
+def test_a_layer_of_which_one_matrix_is_sparse_is_measured() -> None:
+    """A dense W beside a pruned R; together more than half of the weights are there."""
+    dense, sparse = sparse_layer(64, 1.0), sparse_layer(64, 0.05)
+    (place,) = sparse_places(rnn_model(replace(dense, r=sparse.r)))
+    assert place.density < 0.06
+    assert not sparse_places(rnn_model(replace(dense, r=sparse_layer(64, 0.8).r)))
+
+
+def test_numbers_that_the_ops_refuse_leave_a_node_as_it_is() -> None:
+    """The rest of the model is still packed."""
+    large = sparse_layer(64, 0.05)
+    large.w[0, 0, 0, 0] = 1e31
+    assert not sparse_places(rnn_model(large))
+    model = product("Gemm", 20, 30, True, False, 0)
+    assert len(sparse_places(model)) == 1
+    node = next(iter(model.graph))
+    bias = constant_value(node.inputs[2])
+    assert bias is not None
+    masked = np.array(bias)
+    masked[3] = -np.inf
+    node.inputs[2].const_value = ir.Tensor(masked)
+    assert not sparse_places(model)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_formats_are_measured_in_the_shape_that_the_graph_fixes(
+    fixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runtime has less to do where shapes are fixed."""
+    sizes = {"sequence": 3, "batch": 2} if fixed else {}
+    model = rnn_model(sparse_layer(64, 0.05), **sizes)
+    seen: list[ir.Model] = []
+    bare = formats_module._bare
+
+    def watched(*args: Any) -> ir.Model:
+        seen.append(bare(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(formats_module, "_bare", watched)
+    monkeypatch.setattr(formats_module, "_MEASURED", {})
+    target = Target(
+        name="t", threads=2, runtimes=(RuntimeTarget(runtime="onnxruntime", precisions=("f32",)),)
+    )
+    feeds = example_inputs(model, 0, {"sequence": 3, "batch": 2})
+    measured_formats(model, feeds, target)("onnxruntime", "sparse-f32")
+    shape = seen[0].graph.inputs[0].shape
+    assert shape is not None and all(isinstance(size, int) for size in shape) == fixed
 
 
 def test_patterns_are_recognised() -> None:

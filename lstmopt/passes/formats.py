@@ -108,6 +108,7 @@ def measured_formats(
                 name,
                 target.threads,
                 shape,
+                _fixed(place),
                 place.form,
                 tuple(m.shape for m in place.matrices),
                 *worth.items(),
@@ -139,14 +140,19 @@ def smallest_formats(model: ir.Model, feeds: Feeds, target: Target) -> Choose:
 
 
 def _smallest(place: Place, formats: Sequence[Format]) -> tuple[str, int]:
-    """Returns the format of the fewest bytes, and those: of a layer W and R may each have their own."""
+    """Returns the format of the fewest bytes, of equal ones the least exact, and the bytes.
+
+    Of a layer W and R have formats of their own where that takes clearly fewer, see `APART`.
+    """
     parts = {item: place.packed_bytes(item) for item in formats}
-    chosen = [
-        min(formats, key=lambda item: (parts[item][part], -item.error))
-        for part in range(len(parts[formats[0]]))
+    whole = min(formats, key=lambda item: (sum(parts[item]), -item.error))
+    apart = [
+        min(formats, key=lambda item: (parts[item][part], -item.error)) for part in range(len(parts[whole]))
     ]
-    name = layer_format_name(chosen[0], chosen[-1])
-    return name, sum(parts[item][part] for part, item in enumerate(chosen))
+    size = sum(parts[item][part] for part, item in enumerate(apart))
+    if size <= APART * sum(parts[whole]):
+        return layer_format_name(apart[0], apart[-1]), size
+    return whole.name, sum(parts[whole])
 
 
 def worth_measuring(place: Place) -> dict[str, int]:
@@ -154,7 +160,7 @@ def worth_measuring(place: Place) -> dict[str, int]:
 
     Of each exactness the smallest ones are, since the most exact may be all that is allowed; of two that lay
     out a mask alike the less exact one is faster. W and R in formats of their own are where that takes
-    clearly fewer bytes than any format for both: masks of different density or pattern.
+    clearly fewer bytes than any format for both that is as exact: masks of different density or pattern.
     """
     taken = {item.name: sum(place.packed_bytes(item)) for item in place.formats}
     found = {}
@@ -168,10 +174,11 @@ def worth_measuring(place: Place) -> dict[str, int]:
         ]
         if size <= ROOMY * least and FORMATS[name].error == max(alike):
             found[name] = size
-    for bound in {item.error for item in place.formats}:
-        within = [item for item in place.formats if item.error <= bound]
-        name, size = _smallest(place, within)
-        if size <= APART * min(taken[item.name] for item in within):
+    for bound in sorted({item.error for item in place.formats}, reverse=True):
+        name, size = _smallest(place, [item for item in place.formats if item.error <= bound])
+        if (
+            name not in taken and size not in found.values()
+        ):  # what is no smaller than less exact ones is slower
             found[name] = size
     return {name: int(float(f"{size:.2g}")) for name, size in found.items()}
 
@@ -212,33 +219,49 @@ def _measure(
     """
     engine = runtime(name)
     x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-    dense = _bare(place, len(shape))
+    dense = _bare(place, shape)
     bare_name = sparse_places(dense)[0].name
+    forms = [(DENSE, 1), *((item, tasks) for item in formats for tasks in sorted({1, threads}))]
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder:
         candidates = []
-        for item in (DENSE, *formats):
-            model = dense if item == DENSE else rewrite(dense, SparseOps({bare_name: item}, threads))
-            source = Path(folder) / f"{item}.onnx"
+        for item, tasks in forms:
+            model = dense if item == DENSE else rewrite(dense, SparseOps({bare_name: item}, tasks))
+            title = f"{item} {tasks}"
+            source = Path(folder) / f"{title}.onnx"
             save_model(model, source)
-            made = engine.build(source, "f32" if item == DENSE else f"{SPARSE}{item}", Path(folder) / item)
-            candidates.append(measure.Candidate(item, made, [(1.0, {"x": x})]))
+            precision = "f32" if item == DENSE else f"{SPARSE}{item}"
+            made = engine.build(source, precision, Path(folder) / title)
+            candidates.append(measure.Candidate(title, made, [(1.0, {"x": x})]))
         comparison = measure.compare(
             candidates, threads=threads, rounds=ROUNDS, seed=seed, attempts=1, processes=1
         )
-    return Measured({item: comparison.timing(item).median for item in (DENSE, *formats)})
+    # Of both forms the faster: `build_sparse` finds out which one ships.
+    return Measured(
+        {
+            item: min(comparison.timing(f"{item} {tasks}").median for other, tasks in forms if other == item)
+            for item in (DENSE, *formats)
+        }
+    )
 
 
-def _bare(place: Place, rank: int) -> ir.Model:
-    """Returns a model of one place alone, dense; graphs need not tell the rank of its input ``x``."""
+def _fixed(place: Place) -> bool:
+    """Whether the graph fixes the shape of what a place multiplies, which spares a runtime work."""
+    sizes = place.input.shape
+    return sizes is not None and all(isinstance(size, int) for size in sizes)
+
+
+def _bare(place: Place, seen: tuple[int, ...]) -> ir.Model:
+    """Returns a model of one place alone, dense, of the shape that was seen where the graph fixes it."""
     import onnx
     import onnx_ir as ir
 
     if place.layer is not None:
         assert place.layer.weights is not None
-        return rnn_model(place.layer.weights)
+        steps, batch = seen[:2] if _fixed(place) else (None, None)
+        return rnn_model(place.layer.weights, sequence=steps, batch=batch)
     matrix = np.ascontiguousarray(place.matrices[0][0].T)
     info = onnx.helper.make_tensor_value_info
-    shape: list[int | str] = [f"axis_{axis}" for axis in range(rank - 1)]
+    shape = seen[:-1] if _fixed(place) else [f"axis_{axis}" for axis in range(len(seen) - 1)]
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("MatMul", ["x", "W"], ["y"], name="product")],
         "product",

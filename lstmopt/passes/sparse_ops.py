@@ -17,6 +17,7 @@ from lstmopt.rnn.writer import clear_unused, free_name, replace_constant, write_
 from lstmopt.runtimes.ops import DOMAIN, VERSION, sparse_layer, sparse_matmul
 from lstmopt.runtimes.ops.nodes import constants_of
 from lstmopt.sparsity.formats import FORMATS, Format, format_named
+from lstmopt.sparsity.formats.base import LARGEST
 from lstmopt.sparsity.formats.layers import layer_bytes, layer_formats, pack_layer
 from lstmopt.sparsity.formats.shared import I8Shared
 
@@ -25,7 +26,7 @@ Formats = Mapping[str, str]
 """The format of each place, by its name; of a layer, see `lstmopt.sparsity.formats.layers`."""
 
 DENSEST = 0.5
-"""Density from which on no format is faster than the runtimes' dense kernels."""
+"""Density up to which it is worth measuring whether a format is faster than the runtimes' dense kernels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +47,9 @@ class Place:
 
     @property
     def density(self) -> float:
-        """Share of the weights that are not zero."""
-        return sum(map(np.count_nonzero, self.matrices)) / sum(matrix.size for matrix in self.matrices)
+        """Share of the weights that are not zero: of a layer in W or R, whichever is less."""
+        parts = [self.matrices] if self.layer is None else [self.matrices[0::2], self.matrices[1::2]]
+        return min(sum(map(np.count_nonzero, part)) / sum(matrix.size for matrix in part) for part in parts)
 
     @property
     def formats(self) -> tuple[Format, ...]:
@@ -76,10 +78,11 @@ class Place:
 
 
 def sparse_places(model: ir.Model, densest: float = DENSEST) -> tuple[Place, ...]:
-    """Returns the nodes that a sparse op could replace: at most half of the weights are not zero.
+    """Returns the nodes that a sparse op could replace: at most half of W, of R or of the matrix is not zero.
 
     They are the layers that `lstmopt.rnn` supports, those in bodies included; and of the main graph MatMul
-    with a constant matrix on the right, and Gemm of plain form with one.
+    with a constant matrix on the right, and Gemm of plain form with one. Numbers that the ops refuse leave a
+    node as it is.
 
     Args:
         model: the graph; weights in f32.
@@ -92,6 +95,8 @@ def sparse_places(model: ir.Model, densest: float = DENSEST) -> tuple[Place, ...
         if node in layers:
             weights = layers[node].weights
             assert weights is not None
+            if not _takes(weights.w, weights.r, weights.b, weights.p):
+                continue
             # Direction by direction, W before R.
             matrices = tuple(each for pair in zip(*weights.matrices, strict=True) for each in pair)
             place = Place(layers[node].name, node, layers[node], matrices)
@@ -109,6 +114,11 @@ def sparse_places(model: ir.Model, densest: float = DENSEST) -> tuple[Place, ...
     return tuple(found)
 
 
+def _takes(*arrays: Array | None) -> bool:
+    """Whether the ops take these weights and biases."""
+    return all(array is None or bool((np.abs(array) <= LARGEST).all()) for array in arrays)
+
+
 def _product(node: ir.Node) -> Array | None:
     """Returns the matrix of a product as ``[1, units, columns]``, or None where no op of ours does it."""
     if node.op_type not in ("MatMul", "Gemm") or node.domain not in ("", "ai.onnx") or len(node.inputs) < 2:
@@ -118,12 +128,17 @@ def _product(node: ir.Node) -> Array | None:
     if any(attributes.get(name, value) != value for name, value in plain.items()):
         return None
     matrix = None if node.inputs[1] is None else constant_value(node.inputs[1])
-    if matrix is None or matrix.ndim != 2 or matrix.dtype != np.float32 or not np.isfinite(matrix).all():
+    if matrix is None or matrix.ndim != 2 or matrix.dtype != np.float32 or not _takes(matrix):
         return None
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = constant_value(node.inputs[2])
         units = matrix.shape[0] if attributes.get("transB") else matrix.shape[1]
-        if bias is None or bias.size not in (1, units) or bias.shape[:-1] not in ((), (1,)):
+        if (
+            bias is None
+            or bias.size not in (1, units)
+            or bias.shape[:-1] not in ((), (1,))
+            or not _takes(bias)
+        ):
             return None
     return (matrix if attributes.get("transB") else matrix.T)[None]
 

@@ -1,5 +1,6 @@
 #include "sparse_layer.hpp"
 
+#include <algorithm>
 #include <sstream>
 
 #include "pool.h"
@@ -8,7 +9,6 @@
 namespace lstmopt_ov {
 namespace {
 
-constexpr size_t kAbsent = SIZE_MAX;
 enum Input { kX, kW, kR, kFirstOptional };
 const char* const kOptional[] = {"B", "sequence_lens", "initial_h", "initial_c", "P"};
 
@@ -28,14 +28,19 @@ bool in_order(const std::vector<std::string>& names) {
 
 }  // namespace
 
-size_t SparseSequence::position(const char* name) const {
+void SparseSequence::read_positions() {
   const std::vector<std::string> names = words(attributes_.optional);
-  const auto found = std::find(names.begin(), names.end(), name);
-  return found == names.end() ? kAbsent : kFirstOptional + size_t(found - names.begin());
+  NODE_VALIDATION_CHECK(this, in_order(names), "optional: unknown, repeated or unordered names of inputs");
+  for (size_t i = 0; i < kOptionals; ++i) {
+    const auto found = std::find(names.begin(), names.end(), kOptional[i]);
+    positions_[i] = found == names.end() ? kAbsent : kFirstOptional + size_t(found - names.begin());
+  }
+  NODE_VALIDATION_CHECK(this, cell() == LSTMOPT_LSTM || (position(kInitialC) == kAbsent && position(kP) == kAbsent),
+                        "optional: a GRU has neither initial_c nor P");
 }
 
 void SparseSequence::make_layer() {
-  const size_t b_at = position("B"), p_at = position("P");
+  const size_t b_at = position(kB), p_at = position(kP);
   Constants constants;
   for (const size_t at : {size_t(kW), size_t(kR), b_at, p_at}) {
     if (at == kAbsent) continue;
@@ -81,11 +86,10 @@ void SparseSequence::make_layer() {
 // Shapes are checked when a model is read or reshaped. OpenVINO copies an op to infer the shapes of an
 // inference, and swallows what is thrown then: shapes that do not fit each other give NaN there, see `run`.
 void SparseSequence::validate_and_infer_types() {
-  const std::vector<std::string> names = words(attributes_.optional);
-  NODE_VALIDATION_CHECK(this, in_order(names), "optional: unknown, repeated or unordered names of inputs");
-  NODE_VALIDATION_CHECK(this, cell() == LSTMOPT_LSTM || (position("initial_c") == kAbsent && position("P") == kAbsent),
-                        "optional: a GRU has neither initial_c nor P");
-  NODE_VALIDATION_CHECK(this, get_input_size() == kFirstOptional + names.size(), "has a wrong number of inputs");
+  // A copy, of which OpenVINO makes one in every inference of a dynamic shape, has those of the original.
+  if (!copy_) read_positions();
+  const auto absent = std::count(positions_.begin(), positions_.end(), kAbsent);
+  NODE_VALIDATION_CHECK(this, get_input_size() == kFirstOptional + kOptionals - size_t(absent), "has a wrong number of inputs");
   NODE_VALIDATION_CHECK(this, is_float(get_input_element_type(kX)), "X has to be f32, f16 or bf16");
   make_layer();
 
@@ -103,14 +107,15 @@ void SparseSequence::validate_and_infer_types() {
 void SparseSequence::check_shapes(const ov::PartialShape& x, ov::PartialShape& state) const {
   NODE_VALIDATION_CHECK(this, x[2].compatible(int64_t(lstmopt_layer_input(layer_->get()))), "X has ", x[2],
                         " features, the weights have ", lstmopt_layer_input(layer_->get()));
-  for (const char* name : {"initial_h", "initial_c"}) {
-    const size_t at = position(name);
+  for (const Optional input : {kInitialH, kInitialC}) {
+    const size_t at = position(input);
+    const char* const name = kOptional[input];
     if (at == kAbsent) continue;
     NODE_VALIDATION_CHECK(this, is_float(get_input_element_type(at)), name, " has to be f32, f16 or bf16");
     NODE_VALIDATION_CHECK(this, ov::PartialShape::merge_into(state, get_input_partial_shape(at)), name, " has shape ",
                           get_input_partial_shape(at), ", expected ", state);
   }
-  const size_t lengths = position("sequence_lens");
+  const size_t lengths = position(kLengths);
   if (lengths != kAbsent) {
     const ov::element::Type type = get_input_element_type(lengths);
     NODE_VALIDATION_CHECK(this, type == ov::element::i32 || type == ov::element::i64, "sequence_lens has to be i32 or i64");
@@ -124,6 +129,7 @@ void SparseSequence::check_shapes(const ov::PartialShape& x, ov::PartialShape& s
 std::shared_ptr<ov::Node> SparseSequence::as_copy(std::shared_ptr<SparseSequence> copy, const ov::OutputVector& inputs) const {
   copy->set_arguments(inputs);
   copy->attributes_ = attributes_;
+  copy->positions_ = positions_;
   copy->layer_ = layer_;
   copy->copy_ = true;
   copy->constructor_validate_and_infer_types();
@@ -164,7 +170,7 @@ bool SparseSequence::run(ov::TensorVector& outputs, const ov::TensorVector& inpu
   call.steps = x[0];
   call.batch = x[1];
   call.x = to_f32(inputs[kX], 0);
-  const size_t lengths = position("sequence_lens"), h0 = position("initial_h"), c0 = position("initial_c");
+  const size_t lengths = position(kLengths), h0 = position(kInitialH), c0 = position(kInitialC);
   if (lengths != kAbsent) {
     const ov::Tensor& given = inputs[lengths];
     if (given.get_size() != x[1]) return false;

@@ -1,7 +1,9 @@
 // SparseLSTMSequence and SparseGRUSequence: ONNX's LSTM and GRU with packed weights. See docs/ops.md.
 #pragma once
 
+#include <array>
 #include <openvino/op/op.hpp>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -45,12 +47,17 @@ class SparseSequence : public ov::op::Op {
   using Layer = Made<lstmopt_layer, lstmopt_layer_destroy>;
 
   size_t output_count() const { return cell() == LSTMOPT_GRU ? 2 : 3; }
-  size_t position(const char* name) const;  // of an optional input, or kAbsent
+  enum Optional { kB, kLengths, kInitialH, kInitialC, kP, kOptionals };
+  size_t position(Optional input) const { return positions_[input]; }  // or kAbsent
+  void read_positions();
   void make_layer();
   void check_shapes(const ov::PartialShape& x, ov::PartialShape& state) const;
   bool run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const;
 
+  static constexpr size_t kAbsent = SIZE_MAX;
+
   Attributes attributes_;
+  std::array<size_t, kOptionals> positions_{};  // read once: an inference parses nothing
   std::shared_ptr<const Layer> layer_;
   bool copy_ = false;  // made by clone_with_new_inputs
 };

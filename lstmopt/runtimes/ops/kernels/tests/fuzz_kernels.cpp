@@ -64,7 +64,8 @@ void try_blob(const uint8_t* data, size_t size) {
   std::memcpy(&units, &blob[16], sizeof units);
   if (!units || units > kMostUnits) return;
   testing::Random random(1);
-  const std::vector<uint8_t> w = testing::random_blob(random, testing::kKinds[0], 3, int(units), 9, 1).blob;
+  const testing::Kind& of_w = testing::kKinds[size % std::size(testing::kKinds)];
+  const std::vector<uint8_t> w = testing::random_blob(random, of_w, 3, int(units), 9, 1).blob;
   config.cell = LSTMOPT_GRU, config.linear_before_reset = 0, config.direction = LSTMOPT_FORWARD;
   config.w = w.data(), config.w_bytes = w.size();
   try_layer(config);
