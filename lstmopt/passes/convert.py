@@ -18,7 +18,7 @@ from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes.candidates import Feeds, timing_calls
 from lstmopt.passes.formats import build_in, measured_formats, nothing_sparse
 from lstmopt.passes.rewrites import FixShapes
-from lstmopt.precision import is_sparse
+from lstmopt.precision import SPARSE, is_sparse
 from lstmopt.report.folder import MANIFEST, manifest_files, write_folder
 from lstmopt.report.manifest import Manifest, state_records
 from lstmopt.report.runner import run_script
@@ -34,6 +34,9 @@ from lstmopt.targets import Target, load_target
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+MOST_F32 = 0.1
+"""Relative error in f32 that no rounding explains, of no model: the runtime misreads it."""
 
 AUTO_ERROR = 0.01
 """Root mean square error over the outputs' standard deviation that `auto` allows."""
@@ -339,6 +342,12 @@ def _checked(error: float, made: Deployment) -> float:
             made.runtime,
             f"{made.precision} computes NaN or infinity for random inputs",
             "check the model's weights, or name another --format",
+        )
+    if made.precision in ("f32", f"{SPARSE}f32") and error > MOST_F32:
+        raise LstmoptError(
+            made.runtime,
+            f"computes something else for this model (relative error {error:.1e} in {made.precision})",
+            "use another --runtime, and report the model",
         )
     return error
 

@@ -25,6 +25,7 @@ from lstmopt.runtimes.base import (
     declared_shapes,
     read_graph,
 )
+from lstmopt.runtimes.openvino_model import read_rightly
 from lstmopt.runtimes.ops.libraries import available, copy_library
 
 HINTS = {"f32": "f32", "bf16": "bf16"}
@@ -177,9 +178,11 @@ class OpenVino:
         file = folder / "model.xml"
         libraries: tuple[Path, ...] = (copy_library(self.name, folder),) if sparse else ()
         try:
-            model = _read(model_file, libraries)
+            model = read_rightly(model_file, graph, lambda path: _read(path, libraries))
             _name_ports(model, graph)
             ov.save_model(model, str(file), compress_to_fp16=False)
+        except LstmoptError:
+            raise
         except Exception as error:  # noqa: BLE001 - as above
             raise LstmoptError(
                 str(model_file),

@@ -1,0 +1,100 @@
+"""What OpenVINO's own LSTM and GRU misread without an error is computed rightly all the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from lstmopt.errors import LstmoptError
+from lstmopt.passes import convert as convert_module
+from lstmopt.passes.convert import convert
+from lstmopt.rnn.cells import GRU, LSTM, CellSpec
+from lstmopt.rnn.files import load_model
+from lstmopt.rnn.weights import RnnWeights
+from lstmopt.runtimes import open_session, runtime
+from lstmopt.targets import load_target
+from tests.ops import ort_session, save_dense
+
+HIDDEN, INPUT, BATCH, STEPS = 12, 9, 3, 7
+
+
+def layer(cell: CellSpec, direction: str = "bidirectional", **options: Any) -> RnnWeights:
+    rng, gates = np.random.default_rng(5), len(cell.gates)
+    directions = 2 if direction == "bidirectional" else 1
+    w, r, b = (
+        (0.4 * rng.standard_normal((directions, *shape))).astype(np.float32)
+        for shape in ((gates, HIDDEN, INPUT), (gates, HIDDEN, HIDDEN), (2, gates, HIDDEN))
+    )
+    return replace(RnnWeights(cell, direction, w, r, b), **options)
+
+
+def peepholes(directions: int) -> np.ndarray:
+    return np.random.default_rng(6).standard_normal((directions, 3, HIDDEN)).astype(np.float32)
+
+
+FORMS = {
+    "LSTM": layer(LSTM),
+    "GRU": layer(GRU, reset_after=True),
+    "LSTM peepholes": layer(LSTM, p=peepholes(2)),
+    "LSTM peepholes, reverse": layer(LSTM, "reverse", p=peepholes(1)),
+    "LSTM coupled": layer(LSTM, input_forget=True),
+    "LSTM clip": layer(LSTM, clip=0.5),
+    "GRU clip": layer(GRU, clip=0.5),
+    "LSTM HardSigmoid": layer(LSTM, activations=("HardSigmoid", "Tanh", "Tanh") * 2),
+    "LSTM mixed": layer(LSTM, activations=("Sigmoid", "Tanh", "Tanh", "Sigmoid", "Relu", "Tanh")),
+    "GRU mixed": layer(GRU, activations=("Sigmoid", "Tanh", "Sigmoid", "Relu")),
+    "GRU LeakyRelu": layer(GRU, activations=("Sigmoid", "LeakyRelu") * 2, activation_alpha=(0.1, 0.2)),
+}
+
+
+@pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize("name", FORMS)
+def test_openvino_computes_what_onnxruntime_does(name: str, lengths: bool, tmp_path: Path) -> None:
+    weights = FORMS[name]
+    path = save_dense(tmp_path / "model.onnx", weights, lengths=lengths)
+    rng = np.random.default_rng(7)
+    session = open_session(runtime("openvino").build(path, "f32", tmp_path / "made"), 1)
+    own = ort_session(path, ours=False)
+    for steps, batch, ends in ((STEPS, BATCH, [7, 2, 4]), (2, 1, [1])):
+        state = (weights.num_directions, batch, HIDDEN)
+        given = {"x": rng.standard_normal((steps, batch, INPUT)), "h_0": rng.standard_normal(state)}
+        if weights.cell is LSTM:
+            given["c_0"] = rng.standard_normal(state)
+        feeds = {key: array.astype(np.float32) for key, array in given.items()}
+        if lengths:
+            feeds["lengths"] = np.array(ends, np.int32)
+        want = dict(zip((o.name for o in own.get_outputs()), own.run(None, feeds), strict=True))
+        have = session.run(feeds)
+        assert set(have) == set(want)
+        for key, right in want.items():
+            np.testing.assert_allclose(have[key], right, atol=2e-5, rtol=0, err_msg=key)
+
+
+def test_weights_that_are_computed_are_refused_where_the_layer_would_be_misread(tmp_path: Path) -> None:
+    path = save_dense(tmp_path / "model.onnx", layer(LSTM, "forward", p=peepholes(1)))
+    model = ir.load(path)
+    node = model.graph.node("rnn")
+    scaled = ir.node("Mul", [node.inputs[2], model.graph.inputs[1]], num_outputs=1)  # no such model: h_0 as R
+    model.graph.insert_before(node, scaled)
+    node.replace_input_with(2, scaled.outputs[0])
+    ir.save(model, tmp_path / "computed.onnx")
+    with pytest.raises(LstmoptError, match="computes something else"):
+        runtime("openvino").build(tmp_path / "computed.onnx", "f32", tmp_path / "made")
+
+
+def test_export_refuses_a_runtime_that_computes_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The net under all that a runtime may misread: an error in f32 that is no rounding."""
+    monkeypatch.setattr("lstmopt.runtimes.openvino_model.is_misread", lambda each: False)
+    path = save_dense(tmp_path / "model.onnx", layer(LSTM, p=3 * peepholes(2)))
+    with pytest.raises(LstmoptError, match="computes something else for this model"):
+        convert(
+            load_model(path), path, "openvino", "f32", load_target("local"), tmp_path / "out", lambda *_: None
+        )
+    assert convert_module.MOST_F32 < 0.2
