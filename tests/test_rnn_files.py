@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from lstmopt.errors import LstmoptError
 from lstmopt.keys import file_digest
+from lstmopt.rnn.execution import run_model
 from lstmopt.rnn.files import load_model, save_model
+from lstmopt.rnn.reader import find_rnns
 from lstmopt.rnn.writer import rnn_model
 from tests.test_rnn_reader import random_weights
 
@@ -211,3 +215,83 @@ def test_the_default_domain_has_one_spelling(tmp_path: Path) -> None:
     assert dict(model.opset_imports) == {"": 11}
     assert {node.domain for node in model.graph.all_nodes()} == {""}
     assert len(list(model.graph.all_nodes())) == 4
+
+
+def _layer_model(
+    nodes: list[onnx.NodeProto], kind: int, tensors: list[onnx.TensorProto], opset: int, **more: Any
+):
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes, "g",
+        [info("x", kind, ["t", "b", 4]), info("h0", kind, [1, "b", 5]), info("c0", kind, [1, "b", 5])],
+        [info("y", kind, ["t", 1, "b", 5]), *more.pop("outputs", [])], tensors,
+    )  # fmt: skip
+    opsets = [onnx.helper.make_opsetid("", opset), *more.pop("domains", [])]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8, **more)
+
+
+def _lstm(**attributes: Any) -> onnx.NodeProto:
+    return onnx.helper.make_node(
+        "LSTM", ["x", "W", "R", "", "", "h0", "c0"], ["y"], name="rnn", hidden_size=5, **attributes
+    )
+
+
+def _matrices(kind: type) -> list[onnx.TensorProto]:
+    rng = np.random.default_rng(3)
+    shapes = {"W": (1, 20, 4), "R": (1, 20, 5)}
+    return [
+        onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(kind), name)
+        for name, shape in shapes.items()
+    ]
+
+
+def _same(proto: onnx.ModelProto, path: Path, kind: type) -> ir.Model:
+    """Saves and reads a model; checks that it has its layer and computes the same."""
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, path)
+    model = load_model(path)
+    (layer,) = find_rnns(model)
+    assert layer.supported, layer.reason
+    rng = np.random.default_rng(4)
+    shapes = {"x": (3, 2, 4), "h0": (1, 2, 5), "c0": (1, 2, 5)}
+    feeds = {name: rng.standard_normal(shape).astype(kind) for name, shape in shapes.items()}
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    have = run_model(model, feeds)
+    for output, want in zip(session.get_outputs(), session.run(None, feeds), strict=True):
+        assert have[output.name].dtype == want.dtype
+        np.testing.assert_allclose(have[output.name], want, atol=1e-6 if kind is np.float32 else 2e-3)
+    return model
+
+
+def test_a_layer_in_a_function_of_the_model_is_found(tmp_path: Path) -> None:
+    names = ["x", "W", "R", "h0", "c0"]
+    function = onnx.helper.make_function(
+        "mine", "Layer", names, ["y"], [_lstm()], [onnx.helper.make_opsetid("", 17)]
+    )
+    call = onnx.helper.make_node("Layer", names, ["y"], domain="mine")
+    tensors, domains = _matrices(np.float32), [onnx.helper.make_opsetid("mine", 1)]
+    proto = _layer_model([call], onnx.TensorProto.FLOAT, tensors, 17, functions=[function], domains=domains)
+    _same(proto, tmp_path / "m.onnx", np.float32)
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+def test_weights_behind_an_old_dequantize_linear_are_read(opset: int, tmp_path: Path) -> None:
+    """The reference implementation of ONNX has it from opset 19 on alone."""
+    rng, nodes, tensors = np.random.default_rng(5), [], []
+    for name, shape in (("W", (1, 20, 4)), ("R", (1, 20, 5))):
+        words = rng.integers(-128, 128, shape).astype(np.int8)
+        tensors += [
+            onnx.numpy_helper.from_array(words, f"{name}8"),
+            onnx.numpy_helper.from_array(np.float32(0.01), f"{name}s"),
+            onnx.numpy_helper.from_array(np.int8(3), f"{name}z"),
+        ]
+        nodes.append(onnx.helper.make_node("DequantizeLinear", [f"{name}8", f"{name}s", f"{name}z"], [name]))
+    proto = _layer_model([*nodes, _lstm()], onnx.TensorProto.FLOAT, tensors, opset)
+    _same(proto, tmp_path / "m.onnx", np.float32)
+
+
+def test_a_half_input_that_is_an_output_too_stays_as_it_is(tmp_path: Path) -> None:
+    half = onnx.TensorProto.FLOAT16
+    outputs = [onnx.helper.make_tensor_value_info("h0", half, [1, "b", 5])]
+    proto = _layer_model([_lstm()], half, _matrices(np.float16), 17, outputs=outputs)
+    _same(proto, tmp_path / "m.onnx", np.float16)

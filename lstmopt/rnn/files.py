@@ -23,11 +23,14 @@ PROTOBUF_LIMIT = 2**31 - 2**20
 def load_model(path: str | Path) -> ir.Model:
     """Returns the model of an ONNX file: external data read in, recurrent nodes in layout 0 and float32.
 
+    The model's own functions are inlined.
+
     Raises:
         LstmoptError: no such file, not ONNX, truncated, external data missing or outside the folder,
             an invalid graph, or an opset that is too old.
     """
     import onnx_ir as ir
+    from onnx_ir.passes.common import InlinePass
 
     from lstmopt.rnn.layout import TimeFirst, is_batch_first
     from lstmopt.rnn.rewriting import rewrite
@@ -39,6 +42,8 @@ def load_model(path: str | Path) -> ir.Model:
     _name_the_default_domain(proto)
     _check(proto, path)
     model: ir.Model = ir.from_proto(proto)
+    if model.functions:  # a layer inside one is a layer like others
+        model = rewrite(model, InlinePass())
     if any(is_batch_first(node) for node in model.graph.all_nodes()):
         model = rewrite(model, TimeFirst())
     if has_narrow_rnns(model):

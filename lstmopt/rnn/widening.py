@@ -43,8 +43,11 @@ class FullPrecision(ir.passes.InPlacePass):
                     node.attributes[attribute.name] = ir.AttrInt64(attribute.name, int(ir.DataType.FLOAT))
         interface = {value for value in model.graph.inputs if not value.is_initializer()}
         narrow = {value: value.dtype for value in interface if value.dtype in NARROW}
+        # What is handed on untouched, such as a state, stays as it is.
         handed_out = [
-            (index, value) for index, value in enumerate(model.graph.outputs) if value.dtype in NARROW
+            (index, value)
+            for index, value in enumerate(model.graph.outputs)
+            if value.dtype in NARROW and value not in interface
         ]
         for node in model.graph.all_nodes():
             for value in node.outputs:
@@ -52,8 +55,9 @@ class FullPrecision(ir.passes.InPlacePass):
                     _widen(value)
         for value in narrow:
             cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)})
-            value.replace_all_uses_with(cast.outputs[0])
-            cast.replace_input_with(0, value)
+            for node, place in list(value.uses()):
+                if node is not cast:
+                    node.replace_input_with(place, cast.outputs[0])
             model.graph.insert_before(model.graph[0], cast)
         for index, value in handed_out:
             _hand_out(model.graph, index, value)
