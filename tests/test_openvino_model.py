@@ -79,7 +79,7 @@ def test_weights_that_are_computed_are_refused_where_the_layer_would_be_misread(
     path = save_dense(tmp_path / "model.onnx", layer(LSTM, "forward", p=peepholes(1)))
     model = ir.load(path)
     node = model.graph.node("rnn")
-    scaled = ir.node("Mul", [node.inputs[2], model.graph.inputs[1]], num_outputs=1)  # no such model: h_0 as R
+    scaled = ir.node("Mul", [node.inputs[2], model.graph.inputs[1]], num_outputs=1)  # R depends on h_0
     model.graph.insert_before(node, scaled)
     node.replace_input_with(2, scaled.outputs[0])
     ir.save(model, tmp_path / "computed.onnx")

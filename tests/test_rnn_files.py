@@ -245,7 +245,7 @@ def _matrices(kind: type) -> list[onnx.TensorProto]:
     ]
 
 
-def _same(proto: onnx.ModelProto, path: Path, kind: type) -> ir.Model:
+def _same(proto: onnx.ModelProto, path: Path, kind: type) -> None:
     """Saves and reads a model; checks that it has its layer and computes the same."""
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
@@ -260,7 +260,6 @@ def _same(proto: onnx.ModelProto, path: Path, kind: type) -> ir.Model:
     for output, want in zip(session.get_outputs(), session.run(None, feeds), strict=True):
         assert have[output.name].dtype == want.dtype
         np.testing.assert_allclose(have[output.name], want, atol=1e-6 if kind is np.float32 else 2e-3)
-    return model
 
 
 def test_a_layer_in_a_function_of_the_model_is_found(tmp_path: Path) -> None:

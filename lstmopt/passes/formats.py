@@ -95,15 +95,15 @@ def measured_formats(
     """
 
     @cache
-    def places() -> list[tuple[Place, tuple[int, ...]]]:
+    def places() -> list[tuple[Place, tuple[int, ...], dict[str, int]]]:
         found = sparse_places(model)
-        return list(zip(found, _input_shapes(model, found, feeds, target), strict=True)) if found else []
+        shapes = _input_shapes(model, found, feeds, target) if found else []
+        return list(zip(found, shapes, map(worth_measuring, found), strict=True))
 
     def choose(name: str, precision: str) -> dict[str, str]:
         allowed = allowed_formats(precision)
         chosen = {}
-        for place, shape in places():
-            worth = worth_measuring(place)
+        for place, shape, worth in places():
             key = (
                 name,
                 target.threads,
@@ -132,23 +132,23 @@ def smallest_formats(model: ir.Model, feeds: Feeds, target: Target) -> Choose:
     def choose(name: str, precision: str) -> dict[str, str]:
         allowed = allowed_formats(precision)
         return {
-            place.name: _smallest(place, [item for item in place.formats if item.name in allowed])[0]
+            place.name: _smallest({i: place.packed_bytes(i) for i in place.formats if i.name in allowed})[0]
             for place in places
         }
 
     return choose
 
 
-def _smallest(place: Place, formats: Sequence[Format]) -> tuple[str, int]:
+def _smallest(parts: Mapping[Format, tuple[int, ...]]) -> tuple[str, int]:
     """Returns the format of the fewest bytes, of equal ones the least exact, and the bytes.
 
     Of a layer W and R have formats of their own where that takes clearly fewer, see `APART`.
+
+    Args:
+        parts: see `Place.packed_bytes`, by format.
     """
-    parts = {item: place.packed_bytes(item) for item in formats}
-    whole = min(formats, key=lambda item: (sum(parts[item]), -item.error))
-    apart = [
-        min(formats, key=lambda item: (parts[item][part], -item.error)) for part in range(len(parts[whole]))
-    ]
+    whole = min(parts, key=lambda item: (sum(parts[item]), -item.error))
+    apart = [min(parts, key=lambda item: (parts[item][p], -item.error)) for p in range(len(parts[whole]))]
     size = sum(parts[item][part] for part, item in enumerate(apart))
     if size <= APART * sum(parts[whole]):
         return layer_format_name(apart[0], apart[-1]), size
@@ -162,7 +162,8 @@ def worth_measuring(place: Place) -> dict[str, int]:
     out a mask alike the less exact one is faster. W and R in formats of their own are where that takes
     clearly fewer bytes than any format for both that is as exact: masks of different density or pattern.
     """
-    taken = {item.name: sum(place.packed_bytes(item)) for item in place.formats}
+    parts = {item: place.packed_bytes(item) for item in place.formats}
+    taken = {item.name: sum(each) for item, each in parts.items()}
     found = {}
     for name, size in taken.items():
         least = min(taken[other] for other in taken if FORMATS[other].error <= FORMATS[name].error)
@@ -174,11 +175,10 @@ def worth_measuring(place: Place) -> dict[str, int]:
         ]
         if size <= ROOMY * least and FORMATS[name].error == max(alike):
             found[name] = size
-    for bound in sorted({item.error for item in place.formats}, reverse=True):
-        name, size = _smallest(place, [item for item in place.formats if item.error <= bound])
-        if (
-            name not in taken and size not in found.values()
-        ):  # what is no smaller than less exact ones is slower
+    for bound in sorted({item.error for item in parts}, reverse=True):
+        name, size = _smallest({item: each for item, each in parts.items() if item.error <= bound})
+        # What is no smaller than a less exact one is slower.
+        if name not in taken and size not in found.values():
             found[name] = size
     return {name: int(float(f"{size:.2g}")) for name, size in found.items()}
 

@@ -17,7 +17,7 @@ from lstmopt.rnn.writer import clear_unused, free_name, replace_constant, write_
 from lstmopt.runtimes.ops import DOMAIN, VERSION, sparse_layer, sparse_matmul
 from lstmopt.runtimes.ops.nodes import constants_of
 from lstmopt.sparsity.formats import FORMATS, Format, format_named
-from lstmopt.sparsity.formats.base import LARGEST
+from lstmopt.sparsity.formats.base import in_range
 from lstmopt.sparsity.formats.layers import layer_bytes, layer_formats, pack_layer
 from lstmopt.sparsity.formats.shared import I8Shared
 
@@ -95,7 +95,7 @@ def sparse_places(model: ir.Model, densest: float = DENSEST) -> tuple[Place, ...
         if node in layers:
             weights = layers[node].weights
             assert weights is not None
-            if not _takes(weights.w, weights.r, weights.b, weights.p):
+            if not all(map(in_range, _numbers(weights))):
                 continue
             # Direction by direction, W before R.
             matrices = tuple(each for pair in zip(*weights.matrices, strict=True) for each in pair)
@@ -114,9 +114,8 @@ def sparse_places(model: ir.Model, densest: float = DENSEST) -> tuple[Place, ...
     return tuple(found)
 
 
-def _takes(*arrays: Array | None) -> bool:
-    """Whether the ops take these weights and biases."""
-    return all(array is None or bool((np.abs(array) <= LARGEST).all()) for array in arrays)
+def _numbers(weights: RnnWeights) -> list[Array]:
+    return [array for array in (weights.w, weights.r, weights.b, weights.p) if array is not None]
 
 
 def _product(node: ir.Node) -> Array | None:
@@ -128,7 +127,7 @@ def _product(node: ir.Node) -> Array | None:
     if any(attributes.get(name, value) != value for name, value in plain.items()):
         return None
     matrix = None if node.inputs[1] is None else constant_value(node.inputs[1])
-    if matrix is None or matrix.ndim != 2 or matrix.dtype != np.float32 or not _takes(matrix):
+    if matrix is None or matrix.ndim != 2 or matrix.dtype != np.float32 or not in_range(matrix):
         return None
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = constant_value(node.inputs[2])
@@ -137,7 +136,7 @@ def _product(node: ir.Node) -> Array | None:
             bias is None
             or bias.size not in (1, units)
             or bias.shape[:-1] not in ((), (1,))
-            or not _takes(bias)
+            or not in_range(bias)
         ):
             return None
     return (matrix if attributes.get("transB") else matrix.T)[None]

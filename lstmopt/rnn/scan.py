@@ -6,7 +6,7 @@ bounds the gates' sums and not the cell state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,26 @@ def activations_of(weights: RnnWeights) -> list[tuple[Activation, ...]]:
         found.append(Activation(name, alpha, beta))
     each = len(weights.cell.activations)
     return [tuple(found[start : start + each]) for start in range(0, len(found), each)]
+
+
+def is_special(weights: RnnWeights, known: Collection[str]) -> bool:
+    """Whether a layer has what every runtime but ONNX Runtime reads wrongly or not at all.
+
+    That is coupled gates, activations with parameters, or of names that are not known, or that differ
+    between directions.
+
+    Args:
+        weights: of the layer.
+        known: activations that the runtime gets right without parameters.
+    """
+    each = len(weights.cell.activations)
+    first, other = weights.activations[:each], weights.activations[each : 2 * each]
+    return (
+        weights.input_forget
+        or bool(weights.activation_alpha or weights.activation_beta)
+        or not set(weights.activations) <= set(known)
+        or (weights.num_directions == 2 and first != other)
+    )
 
 
 class AsScan(ir.passes.InPlacePass):

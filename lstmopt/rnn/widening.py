@@ -54,10 +54,10 @@ class FullPrecision(ir.passes.InPlacePass):
                 if value.dtype in NARROW and not any(value is item for _, item in handed_out):
                     _widen(value)
         for value in narrow:
+            uses = tuple(value.uses())
             cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)})
-            for node, place in list(value.uses()):
-                if node is not cast:
-                    node.replace_input_with(place, cast.outputs[0])
+            for node, place in uses:
+                node.replace_input_with(place, cast.outputs[0])
             model.graph.insert_before(model.graph[0], cast)
         for index, value in handed_out:
             _hand_out(model.graph, index, value)

@@ -7,23 +7,26 @@ compute the padding of shorter sequences like the rest, all without an error.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import onnx_ir as ir
 
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.reader import SEQUENCE_LENS, RnnLayer, find_rnns
 from lstmopt.rnn.rewriting import rewrite
-from lstmopt.rnn.scan import AsScan
+from lstmopt.rnn.scan import AsScan, is_special
 
 T = TypeVar("T")
 
 RECURRENT = ("LSTM", "GRU")
 PEEPHOLES = 7
 """Place of P among an LSTM's inputs."""
+
+TOLD = frozenset({"activations", "activation_alpha", "activation_beta", "input_forget"})
 
 READ_RIGHTLY = frozenset({"Sigmoid", "Tanh", "Relu"})
 
@@ -33,15 +36,10 @@ def is_misread(layer: RnnLayer) -> bool:
     weights = layer.weights
     if weights is None:
         return False
-    each = len(weights.cell.activations)
-    first, other = weights.activations[:each], weights.activations[each : 2 * each]
     return (
-        weights.input_forget
+        is_special(weights, READ_RIGHTLY)
         or (weights.p is not None and bool(np.any(weights.p)))
         or layer.input(SEQUENCE_LENS) is not None
-        or bool(weights.activation_alpha or weights.activation_beta)
-        or not set(weights.activations) <= READ_RIGHTLY
-        or (weights.num_directions == 2 and first != other)
     )
 
 
@@ -56,12 +54,12 @@ def read_rightly(model_file: Path, graph: Any, read: Callable[[Path], T]) -> T:
     Raises:
         LstmoptError: a node that would be misread cannot be rewritten.
     """
-    if not any(map(_is_special, _nodes(graph))):
+    if not any(map(_may_be_misread, ir.from_proto(graph).all_nodes())):
         return read(model_file)
     model = load_model(model_file)
     readable = {layer.node for layer in find_rnns(model) if layer.weights is not None}
     for node in model.graph.all_nodes():
-        if node.op_type in RECURRENT and node not in readable and _is_special(node):
+        if node not in readable and _may_be_misread(node):
             raise LstmoptError(
                 f"{model_file}, {node.name or node.op_type}",
                 f"OpenVINO computes something else for this {node.op_type}, and its weights are computed",
@@ -73,24 +71,9 @@ def read_rightly(model_file: Path, graph: Any, read: Callable[[Path], T]) -> T:
         return read(copy)
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
-    """Yields the nodes of an ONNX graph and of its bodies."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from _nodes(body)
-
-
-def _is_special(node: Any) -> bool:
-    """Whether a node, of ONNX's or of onnx_ir's classes, has anything that may be misread."""
+def _may_be_misread(node: ir.Node) -> bool:
+    """Whether a recurrent node has anything that OpenVINO may misread, before its weights are read."""
     if node.op_type not in RECURRENT:
         return False
-    names, inputs = (
-        (node.attributes, node.inputs)
-        if hasattr(node, "attributes")
-        else ([item.name for item in node.attribute], [name or None for name in node.input])
-    )
-    there = {place for place, value in enumerate(inputs) if value is not None}
-    told = {"activations", "activation_alpha", "activation_beta", "input_forget"}
-    return bool(told & set(names) or there & {SEQUENCE_LENS, PEEPHOLES})
+    there = {place for place, value in enumerate(node.inputs) if value is not None}
+    return bool(TOLD & set(node.attributes) or there & {SEQUENCE_LENS, PEEPHOLES})

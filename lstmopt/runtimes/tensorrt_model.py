@@ -18,7 +18,7 @@ from lstmopt.rnn.half import Half
 from lstmopt.rnn.layout import TimeFirst
 from lstmopt.rnn.reader import SEQUENCE_LENS, RnnLayer, find_rnns
 from lstmopt.rnn.rewriting import rewrite
-from lstmopt.rnn.scan import AsScan
+from lstmopt.rnn.scan import AsScan, is_special
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -95,14 +95,9 @@ def needs_scan(layer: RnnLayer, precision: str) -> bool:
     weights = layer.weights
     if weights is None:
         return False
-    each = len(weights.cell.activations)
-    first, other = weights.activations[:each], weights.activations[each : 2 * each]
     return (
-        weights.input_forget
+        is_special(weights, READ_RIGHTLY)
         or (weights.clip is not None and weights.cell.kind == "LSTM")
-        or bool(weights.activation_alpha or weights.activation_beta)
-        or not set(weights.activations) <= READ_RIGHTLY
-        or (weights.num_directions == 2 and first != other)
         or (precision == "f16" and layer.input(SEQUENCE_LENS) is not None)
     )
 

@@ -84,9 +84,14 @@ def checked(matrix: Array) -> Array:
     if matrix.ndim != 3 or not 1 <= matrix.shape[0] <= MOST_GATES or not matrix.size:
         raise ValueError(f"a matrix of shape {matrix.shape}, expected [1 to {MOST_GATES}, units, columns]")
     values = np.array(matrix, dtype=np.float32)
-    if not (np.abs(values) <= LARGEST).all():
+    if not in_range(values):
         raise ValueError("a weight is not finite, or above 2^100")
     return values
+
+
+def in_range(values: Array) -> bool:
+    """Whether the native ops take numbers: all are finite, and none is above `LARGEST`."""
+    return bool((np.abs(values) <= LARGEST).all())
 
 
 def columns_of(values: Array, columns: Array | None) -> Array:

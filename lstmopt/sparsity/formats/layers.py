@@ -40,8 +40,8 @@ def pack_layer(item: Format, weights: RnnWeights, r: Format | None = None) -> tu
         r: the format of R, where it is not that of W.
     """
     packed_w = [item.pack(each) for each in weights.w]
-    item = r or item
-    packed_r = [b"".join(_of(item, part).pack(part) for part in _parts(weights, each)) for each in weights.r]
+    of_r = r or item
+    packed_r = [b"".join(_of(of_r, part).pack(part) for part in _parts(weights, each)) for each in weights.r]
     return packed_w, packed_r
 
 
