@@ -2,8 +2,8 @@
 
     python -m benchmarks.vad ARTIFACT [--model silero-vad]
 
-Frames are those of AN4's test part, 32 ms each with 4 ms of the one before, in one stream. The functions that
-are not named main are data for `lstmopt optimize`: consecutive frames of the training part.
+Frames are those of AN4's test part, 32 ms each with 4 ms of the one before, in one stream. `train`, `val` and
+their kin are data for `lstmopt optimize`: consecutive frames of the training part.
 """
 
 from __future__ import annotations
@@ -26,15 +26,30 @@ from lstmopt.runtimes import open_session
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
-SAMPLES, CONTEXT = 512, 64
+SECONDS, CONTEXT = 0.032, 0.004
+TELEPHONE = 8000
 THRESHOLD, AGREEMENT = 0.5, 0.99
 STEPS = 35
 
 
-def frames(part: str) -> Array:
-    """Returns the frames of "train", "val" or "test", ``[frames, 576]``, consecutive."""
-    whole = np.concatenate([np.zeros(CONTEXT, np.float32), signal(part)])
-    return np.lib.stride_tricks.sliding_window_view(whole, CONTEXT + SAMPLES)[::SAMPLES].copy()
+def frames(part: str, rate: int = RATE) -> Array:
+    """Returns the frames of "train", "val" or "test", consecutive.
+
+    Args:
+        part: of the data.
+        rate: in Hz.
+
+    Returns:
+        ``[frames, samples]``: 576 samples at 16 kHz, 288 at 8 kHz.
+    """
+    heard = signal(part)
+    if rate != RATE:
+        from scipy.signal import resample_poly
+
+        heard = resample_poly(heard, rate, RATE).astype(np.float32)
+    step, context = round(SECONDS * rate), round(CONTEXT * rate)
+    whole = np.concatenate([np.zeros(context, np.float32), heard])
+    return np.lib.stride_tricks.sliding_window_view(whole, context + step)[::step].copy()
 
 
 def train() -> dict[str, Array]:
@@ -45,6 +60,16 @@ def train() -> dict[str, Array]:
 def val() -> dict[str, Array]:
     """Returns its validation data."""
     return {"input": frames("val")}
+
+
+def train_telephone() -> dict[str, Array]:
+    """Returns training data: chunks of 8 kHz."""
+    return {"input": frames("train", TELEPHONE)}
+
+
+def val_telephone() -> dict[str, Array]:
+    """Returns its validation data."""
+    return {"input": frames("val", TELEPHONE)}
 
 
 def _sequences(part: str) -> dict[str, Array]:
@@ -69,9 +94,14 @@ def calls(model: RealModel, heard: Array) -> Iterator[dict[str, Array]]:
         for start in range(0, len(heard), STEPS):
             yield {"input": heard[start : start + STEPS]}
         return
-    rate = {} if model.name in ("silero-vad-half", "silero-vad-openvino") else {"sr": np.array(RATE)}
+    told = model.name not in ("silero-vad-half", "silero-vad-openvino")
     for frame in heard:
-        yield {"input": frame[None], **rate}
+        yield {"input": frame[None], **({"sr": np.array(rate_of(model))} if told else {})}
+
+
+def rate_of(model: RealModel) -> int:
+    """Returns the samples a second of what a model hears."""
+    return int(model.constants.get("sr", RATE))
 
 
 def probabilities(run: Run, model: RealModel, heard: Array, start: Mapping[str, Array]) -> Array:
@@ -92,7 +122,7 @@ def probabilities(run: Run, model: RealModel, heard: Array, start: Mapping[str, 
 
 
 def main() -> None:
-    names = [model.name for model in MODELS if model.name.startswith("silero") and "8k" not in model.name]
+    names = [model.name for model in MODELS if model.name.startswith("silero")]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--model", default="silero-vad", choices=names)
@@ -110,7 +140,7 @@ def main() -> None:
         for info in session.inputs
         if info.name in start
     }
-    heard = frames("test")
+    heard = frames("test", rate_of(model))
     before = probabilities(original(path), model, heard, start)
     named_inputs = {info.name for info in session.inputs}
     after = probabilities(

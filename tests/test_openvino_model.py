@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper, numpy_helper
 
 from lstmopt.errors import LstmoptError
 from lstmopt.passes import convert as convert_module
-from lstmopt.passes.convert import convert
+from lstmopt.passes.convert import convert, export_model
 from lstmopt.rnn.cells import GRU, LSTM, CellSpec
 from lstmopt.rnn.files import load_model
 from lstmopt.rnn.weights import RnnWeights
@@ -85,6 +88,57 @@ def test_weights_that_are_computed_are_refused_where_the_layer_would_be_misread(
     ir.save(model, tmp_path / "computed.onnx")
     with pytest.raises(LstmoptError, match="computes something else"):
         runtime("openvino").build(tmp_path / "computed.onnx", "f32", tmp_path / "made")
+
+
+def plain_rnn(path: Path, lengths: bool, activations: Sequence[str]) -> Path:
+    """Writes a model of one bidirectional RNN node, which is none of ours to change."""
+    rng = np.random.default_rng(8)
+    constants = {
+        name: (0.4 * rng.standard_normal((2, *shape))).astype(np.float32)
+        for name, shape in (("W", (HIDDEN, INPUT)), ("R", (HIDDEN, HIDDEN)), ("B", (2 * HIDDEN,)))
+    }
+    inputs = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["T", BATCH, INPUT])]
+    if lengths:
+        inputs.append(helper.make_tensor_value_info("lengths", onnx.TensorProto.INT32, [BATCH]))
+    node = helper.make_node(
+        "RNN",
+        ["x", "W", "R", "B", *(["lengths"] if lengths else [])],
+        ["y"],
+        name="plain",
+        hidden_size=HIDDEN,
+        direction="bidirectional",
+        activations=list(activations),
+    )
+    output = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["T", 2, BATCH, HIDDEN])
+    weights = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph([node], "plain", inputs, [output], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_a_plain_rnn_is_built_where_openvino_computes_it(tmp_path: Path) -> None:
+    path = plain_rnn(tmp_path / "model.onnx", False, ("Relu", "Relu"))
+    session = open_session(runtime("openvino").build(path, "f32", tmp_path / "made"), 1)
+    feeds = {"x": np.random.default_rng(9).standard_normal((STEPS, BATCH, INPUT)).astype(np.float32)}
+    right = ort_session(path, ours=False).run(None, feeds)[0]
+    np.testing.assert_allclose(session.run(feeds)["y"], right, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("lengths", "activations"), [(True, ("Tanh", "Tanh")), (False, ("Tanh", "Relu"))])
+def test_a_plain_rnn_is_refused_where_openvino_misreads_it(
+    lengths: bool, activations: Sequence[str], tmp_path: Path
+) -> None:
+    path = plain_rnn(tmp_path / "model.onnx", lengths, activations)
+    with pytest.raises(LstmoptError, match="something else for this RNN") as raised:
+        export_model(
+            path,
+            runtime="openvino",
+            precision="f32",
+            target="xeon",
+            output=tmp_path / "made",
+            progress=lambda text, fraction: None,
+        )
+    assert raised.value.where == f"{path}, plain"
 
 
 def test_export_refuses_a_runtime_that_computes_something_else(

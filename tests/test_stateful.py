@@ -19,6 +19,7 @@ from lstmopt.passes.verify import verify_artifact
 from lstmopt.report.schema import Manifest
 from lstmopt.rnn.execution import Reference
 from lstmopt.rnn.files import load_model, save_model
+from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes import open_session
 from lstmopt.runtimes import runtime as find_runtime
 from lstmopt.runtimes.stateful import make_stateful
@@ -140,6 +141,26 @@ def test_a_model_without_states_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(LstmoptError, match="no states"):
         lstmopt.optimize(path, output=tmp_path / "out", stateful=True)
+
+
+def test_states_that_cannot_be_told_apart_are_not_paired(tmp_path: Path) -> None:
+    """Two layers start from one input: which of their last states the next call starts from is not said."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    two (float[T, 1, 4] x, float[1, 1, 4] h0, float[1, 1, 4] c0)
+        => (float[T, 1, 1, 4] y, float[1, 1, 4] h_one, float[1, 1, 4] h_two, float[1, 1, 4] cn)
+    <float[1, 16, 4] w, float[1, 16, 4] r> {
+        first, h_one, cn = LSTM <hidden_size = 4> (x, w, r, , , h0, c0)
+        y, h_two = LSTM <hidden_size = 4> (x, w, r, , , h0)
+    }"""
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(3)
+    for name in ("w", "r"):
+        array = rng.standard_normal((1, 16, 4)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.save(model, tmp_path / "model.onnx")
+    assert [(pair.input, pair.output) for pair in state_pairs(load_model(tmp_path / "model.onnx"))] == [
+        ("c0", "cn")
+    ]
 
 
 def test_outputs_have_onnx_names_whatever_compiling_adds(exported: dict[str, Path]) -> None:

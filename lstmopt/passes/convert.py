@@ -206,7 +206,7 @@ def convert(
                 built.append((made, _checked(relative_error(outputs, expected, real_outputs(model)), made)))
             except LstmoptError as fault:
                 # The copy that was converted is of no interest to the user, and gone.
-                where = str(path) if fault.where == str(source) else fault.where
+                where = fault.where.replace(str(source), str(path))
                 faults.append(LstmoptError(where, fault.fault, fault.mend))
         if not built:
             raise faults[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,36 +31,48 @@ def state_pairs(model: ir.Model) -> tuple[StatePair, ...]:
     """Returns the states of a model in the order of its inputs.
 
     First by structure: the input that reaches a layer's initial state and the output that the same
-    layer's last state reaches, both through data movement alone. Then, for decomposed cells and for
-    layers in subgraphs, by type, shape and name (state and stateN, h_in and h_out) where exactly one fits.
+    layer's last state reaches, both through data movement alone, where there is one such output and not
+    two, as where two layers start from one input. Then, also for decomposed cells and for layers in
+    subgraphs, by type, shape and name (state and stateN, h_in and h_out) where exactly one fits.
     """
     outputs = {str(value.name): value for value in model.graph.outputs if value.name}
-    pairs: dict[str, str] = {}
+    reached: dict[str, list[str]] = {}
     for layer in find_rnns(model):
         if layer.where != MAIN:
             continue
         for position, result in ((INITIAL_H, Y_H), (INITIAL_C, Y_C)):
             source = _source(layer, position)
-            reached = _reached(layer.output(result))
-            fitting = [name for name in reached if source is not None and _same_form(source, outputs[name])]
-            if source is not None and len(fitting) == 1 and fitting[0] not in pairs.values():
-                pairs.setdefault(str(source.name), fitting[0])
+            if source is not None:
+                found = [name for name in _reached(layer.output(result)) if _same_form(source, outputs[name])]
+                reached.setdefault(str(source.name), []).extend(found)
+    pairs = _only_pairs(reached)
     left = [value for value in real_inputs(model) if str(value.name) not in pairs]
     free = {name: output for name, output in outputs.items() if name not in pairs.values()}
     alike = {
         str(value.name): [
             name
             for name, output in free.items()
-            if _same_form(value, output) and _named_alike(str(value.name), name)
+            if _same_form(value, output)
+            and _named_alike(str(value.name), name)
+            and name in (reached.get(str(value.name)) or free)
         ]
         for value in left
         if value.dtype is not None and value.dtype.is_floating_point()
     }
-    for name, found in alike.items():
-        if len(found) == 1 and sum(found[0] in others for others in alike.values()) == 1:
-            pairs[name] = found[0]
+    pairs |= _only_pairs(alike)
     order = [str(value.name) for value in model.graph.inputs]
     return tuple(StatePair(name, pairs[name]) for name in order if name in pairs)
+
+
+def _only_pairs(found: dict[str, list[str]]) -> dict[str, str]:
+    """Returns the inputs for which one output was found that was found for no other input."""
+    sets = {name: set(outputs) for name, outputs in found.items()}
+    counts = Counter(output for outputs in sets.values() for output in outputs)
+    return {
+        name: next(iter(outputs))
+        for name, outputs in sets.items()
+        if len(outputs) == 1 and counts[next(iter(outputs))] == 1
+    }
 
 
 def _source(layer: RnnLayer, position: int) -> ir.Value | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from lstmopt.errors import LstmoptError
 from lstmopt.precision import SPARSE_PRECISIONS, is_sparse
@@ -198,7 +199,7 @@ def _quantize(model_file: Path, file: Path) -> None:
         prepared, beside = Path(folder) / "prepared.onnx", Path(folder) / file.name
         try:
             _quantize_once(model_file, beside, subgraphs=False)
-            if not _quantized_nodes(read_graph(beside)):
+            if not _is_quantized(beside):
                 from onnxruntime.quantization import quant_pre_process
 
                 quant_pre_process(model_file, prepared, skip_symbolic_shape=True)
@@ -207,7 +208,7 @@ def _quantize(model_file: Path, file: Path) -> None:
             raise LstmoptError(
                 str(model_file), f"ONNX Runtime cannot quantise it ({first_line(error)})", "use f32"
             ) from error
-        if not _quantized_nodes(read_graph(beside)):
+        if not _is_quantized(beside):
             raise LstmoptError(
                 str(model_file),
                 f"ONNX Runtime finds no constant weights of {', '.join(QUANTIZED_OPERATORS)} to quantise",
@@ -244,13 +245,10 @@ def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
-def _quantized_nodes(graph: Any) -> int:
-    """Returns the number of quantised operators of a graph and its branches."""
-    found = 0
-    for node in graph.node:
-        found += node.op_type in ("DynamicQuantizeLSTM", "MatMulInteger")
-        found += sum(_quantized_nodes(attribute.g) for attribute in node.attribute if attribute.HasField("g"))
-    return found
+def _is_quantized(model_file: Path) -> bool:
+    """Whether a file has quantised operators, in its graph or in a branch."""
+    nodes = ir.from_proto(read_graph(model_file)).all_nodes()
+    return any(node.op_type in ("DynamicQuantizeLSTM", "MatMulInteger") for node in nodes)
 
 
 def saturates() -> bool:

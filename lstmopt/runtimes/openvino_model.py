@@ -1,7 +1,7 @@
 """A model as OpenVINO reads it rightly: recurrent nodes that it misreads or refuses become `Scan`.
 
-Its LSTM and GRU (2026.4) leave out peepholes, coupled gates and the second direction's own activations, and
-compute the padding of shorter sequences like the rest, all without an error.
+Its LSTM, GRU and RNN (2026.4) leave out peepholes, coupled gates and the second direction's own activations,
+and compute the padding of shorter sequences like the rest, all without an error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lstmopt.rnn.scan import AsScan, is_special
 
 T = TypeVar("T")
 
-RECURRENT = ("LSTM", "GRU")
+RECURRENT = ("LSTM", "GRU", "RNN")
 PEEPHOLES = 7
 """Place of P among an LSTM's inputs."""
 
@@ -62,7 +62,8 @@ def read_rightly(model_file: Path, graph: Any, read: Callable[[Path], T]) -> T:
         if node not in readable and _may_be_misread(node):
             raise LstmoptError(
                 f"{model_file}, {node.name or node.op_type}",
-                f"OpenVINO computes something else for this {node.op_type}, and its weights are computed",
+                f"OpenVINO computes something else for this {node.op_type}"
+                + ("" if node.op_type == "RNN" else ", and its weights are computed"),
                 "use --runtime onnxruntime",
             )
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder:
@@ -76,4 +77,7 @@ def _may_be_misread(node: ir.Node) -> bool:
     if node.op_type not in RECURRENT:
         return False
     there = {place for place, value in enumerate(node.inputs) if value is not None}
+    if node.op_type == "RNN":
+        told = node.attributes.get("activations")
+        return SEQUENCE_LENS in there or (told is not None and len(set(told.as_strings())) > 1)
     return bool(TOLD & set(node.attributes) or there & {SEQUENCE_LENS, PEEPHOLES})
