@@ -271,6 +271,22 @@ def test_files_beside_the_caller_do_not_break_workers(tmp_path: Path) -> None:
         os.chdir(here)
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_worker_imports_what_runs_a_model_and_no_more(name: str, tmp_path: Path) -> None:
+    """A comparison starts dozens of workers."""
+    save_model(rnn_model(layer()), tmp_path / "model.onnx")
+    made = runtime(name).build(tmp_path / "model.onnx", "f32", tmp_path / "made")
+    code = (
+        "import sys\n"
+        "import lstmopt.measure.worker\n"
+        "from lstmopt.runtimes import Deployment, open_session\n"
+        f"open_session(Deployment.model_validate_json({made.model_dump_json()!r}), 1)\n"
+        "print(sorted({'onnx_ir', 'sympy', 'torch', 'scipy', 'matplotlib', 'rich'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "[]\n"), result.stderr
+
+
 def test_inputs_with_names_of_parameters(tmp_path: Path) -> None:
     feeds = {
         "file": np.arange(3),

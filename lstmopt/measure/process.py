@@ -29,6 +29,9 @@ Calls = Sequence[tuple[float, Path]]
 PATIENCE = 600.0
 """Seconds after which a worker that does not answer is given up."""
 
+PRIORITY = -10
+"""Nice value: others on the same core wait for a block of calls, instead of interrupting it."""
+
 LEAST_CALLS = 3
 """Calls of a block, however slow one is: the fewest that have a median."""
 
@@ -145,6 +148,7 @@ class Worker:
                     "opener": candidate.opener,
                     "threads": self._threads,
                     "cores": available_cores()[-self._threads :],
+                    "priority": PRIORITY,
                     "on_gpu": candidate.on_gpu,
                     "calls": [(share, str(path.absolute())) for share, path in calls],
                     "cold": self._cold,

@@ -94,7 +94,7 @@ def compare(
     rounds: int = 24,
     block_ms: float = 20.0,
     cold: bool = False,
-    attempts: int = ATTEMPTS,
+    attempts: int | None = None,
     processes: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -109,7 +109,7 @@ def compare(
         block_ms: least duration of a block of calls; single calls in turn would find each other's data
             in the caches.
         cold: whether the caches are emptied before each call.
-        attempts: how often at most; see below.
+        attempts: how often at most, see below; None takes `ATTEMPTS`.
         processes: worker processes of each candidate; None takes 2 to 4, fewer where there are many
             or where models are large.
         seed: of the order of the candidates.
@@ -126,7 +126,7 @@ def compare(
     if not names or len(set(names)) != len(names):
         raise ValueError(f"compare: names are missing or not unique: {names}")
     with machine_lock(progress):
-        for attempt in range(attempts):
+        for attempt in range(attempts or ATTEMPTS):
             result = _attempt(
                 candidates, threads, rounds * 2**attempt, block_ms, cold, processes, seed + attempt, progress
             )

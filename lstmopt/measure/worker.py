@@ -22,9 +22,6 @@ WARM_UP_NS = 50_000_000
 PATIENCE = 4
 """Calls that are tried for each sample that is wanted."""
 
-PRIORITY = -10
-"""Nice value: others on the same core wait for a block of calls, instead of interrupting it."""
-
 
 def main() -> None:
     """Serves commands until the pipe closes."""
@@ -56,23 +53,24 @@ def _load(spec: dict[str, Any]) -> Calls:
     from lstmopt.runtimes import Deployment
 
     if not spec["on_gpu"]:
-        _take_core(spec["cores"])  # before the runtime starts its threads
+        _take_core(spec["cores"], spec["priority"])  # before the runtime starts its threads
     module, _, function = spec["opener"].partition(":")
     opener = getattr(importlib.import_module(module), function)
     session = opener(Deployment.model_validate(spec["deployment"]), int(spec["threads"]))
     calls = [(float(share), session.bind(load_file(path))) for share, path in spec["calls"]]
     if spec["on_gpu"]:
-        _take_core(spec["cores"])  # many processes on one core would load torch and CUDA one after the other
+        # Many processes on one core would load torch and CUDA one after the other.
+        _take_core(spec["cores"], spec["priority"])
     return calls
 
 
-def _take_core(cores: list[int]) -> None:
+def _take_core(cores: list[int], priority: int) -> None:
     """Pins the process, and where that is allowed (to root), gives it precedence while it measures."""
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     if hasattr(os, "setpriority"):
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+            os.setpriority(os.PRIO_PROCESS, 0, priority)
 
 
 def _warm_up(calls: Calls, flush: Callable[[], None] | None) -> int:

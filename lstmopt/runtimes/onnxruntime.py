@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from lstmopt.errors import LstmoptError
 from lstmopt.precision import SPARSE_PRECISIONS, is_sparse
@@ -247,6 +246,8 @@ def _is_error(record: logging.LogRecord) -> bool:
 
 def _is_quantized(model_file: Path) -> bool:
     """Whether a file has quantised operators, in its graph or in a branch."""
+    import onnx_ir as ir
+
     nodes = ir.from_proto(read_graph(model_file)).all_nodes()
     return any(node.op_type in ("DynamicQuantizeLSTM", "MatMulInteger") for node in nodes)
 

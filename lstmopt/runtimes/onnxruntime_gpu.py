@@ -10,7 +10,6 @@ import numpy as np
 
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.files import load_model, save_model
-from lstmopt.rnn.half import Half
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.runtimes import cuda
 from lstmopt.runtimes.base import (
@@ -69,6 +68,8 @@ class OnnxRuntimeGpu:
                 f"precision {precision}", "ONNX Runtime on GPUs does not run it", "use f32 or f16"
             )
         read_graph(model_file)
+        from lstmopt.rnn.half import Half
+
         model, file = load_model(model_file), folder / "model.onnx"
         save_model(rewrite(model, Half()) if precision == "f16" else model, file)
         shapes = declared_shapes(read_graph(file))

@@ -25,7 +25,6 @@ from lstmopt.runtimes.base import (
     declared_shapes,
     read_graph,
 )
-from lstmopt.runtimes.openvino_model import read_rightly
 from lstmopt.runtimes.ops.libraries import available, copy_library
 
 HINTS = {"f32": "f32", "bf16": "bf16"}
@@ -167,6 +166,8 @@ class OpenVino:
             ov = imported()
         except ImportError as error:
             raise LstmoptError("openvino", "not installed", "pip install openvino") from error
+
+        from lstmopt.runtimes.openvino_model import read_rightly
 
         sparse = is_sparse(precision)
         if precision not in HINTS and not sparse:

@@ -36,7 +36,6 @@ from lstmopt.runtimes.tensorrt_engine import (
     ranges_of,
     trt_module,
 )
-from lstmopt.runtimes.tensorrt_model import prepare
 
 PRECISIONS = ("f32", "f16")
 
@@ -77,6 +76,8 @@ class TensorRt:
         """
         if precision not in PRECISIONS:
             raise LstmoptError(f"precision {precision}", "TensorRT does not run it", "use f32 or f16")
+        from lstmopt.runtimes.tensorrt_model import prepare
+
         read_graph(model_file)
         made = prepare(load_model(model_file), precision, calls, str(model_file))
         file = folder / "model.onnx"
