@@ -54,16 +54,16 @@ bench-kernels: $(VENV)/installed  ## sparse layers in every format against the r
 
 sanitize:  ## the kernels' own tests under AddressSanitizer, UBSan and ThreadSanitizer, and a short fuzz run
 	cmake -S $(OPS) -B build/asan $(KERNELS) -DLSTMOPT_TESTS=ON -DLSTMOPT_FUZZ=ON -DLSTMOPT_SANITIZE=address,undefined
-	cmake --build build/asan
+	cmake --build build/asan --parallel 2
 	build/asan/test_kernels 10 && build/asan/fuzz_kernels 10
 	cmake -S $(OPS) -B build/tsan $(KERNELS) -DLSTMOPT_TESTS=ON -DLSTMOPT_SANITIZE=thread
-	cmake --build build/tsan
+	cmake --build build/tsan --parallel 2
 	build/tsan/test_kernels 5 4
 
 FUZZ_SECONDS ?= 1200
 fuzz:  ## coverage-guided fuzzing of packed weights; needs clang
 	cmake -S $(OPS) -B build/fuzz $(KERNELS) -DCMAKE_CXX_COMPILER=clang++ -DLSTMOPT_FUZZ=ON -DLSTMOPT_SANITIZE=address,undefined
-	cmake --build build/fuzz
+	cmake --build build/fuzz --parallel 2
 	mkdir -p build/corpus && build/fuzz/fuzz_kernels -max_total_time=$(FUZZ_SECONDS) -max_len=65536 build/corpus
 
 # Large tensors are kept by the allocator: giving each back to the system costs a quarter of a training step.

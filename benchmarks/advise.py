@@ -74,7 +74,7 @@ def compared(model: Path, rounds: int = 30) -> Outcome:
     for option in advice.options:
         if option.threads == target.threads:
             row = rows[(str(files[option.name]), option.runtime, option.precision)]
-            speed = row.ratio.value / reference.ratio.value
+            speed = reference.latency_us.median / row.latency_us.median
             found.append(
                 Prediction(option, option.latency_us / row.latency_us.median, option.speedup / speed)
             )

@@ -255,9 +255,9 @@ def test_the_reference_model_is_advised_on() -> None:
 
 
 @pytest.mark.deep
-def test_what_advise_foretells_is_compared_with_the_built_models() -> None:
+def test_what_advise_foretells_is_compared_with_the_built_models(tmp_path: Path) -> None:
     """That it is right is for a quiet machine to say: `python -m benchmarks.advise`."""
-    outcome = compared(model_path(), rounds=5)
+    outcome = compared(classifier(tmp_path / "model.onnx", 128), rounds=5)
     dense = [item for item in outcome.predictions if not is_sparse(item.option.precision)]
     assert len({item.option.name for item in dense}) == 4
     assert {item.option.name for item in outcome.predictions} - {item.option.name for item in dense} == SPARSE

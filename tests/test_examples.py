@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 def run(name: str, *arguments: object, timeout: float = 600) -> str:
     result = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *map(str, arguments)],
+        [sys.executable, "-m", "tests.quick", str(EXAMPLES / name), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,

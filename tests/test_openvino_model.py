@@ -141,6 +141,76 @@ def test_a_plain_rnn_is_refused_where_openvino_misreads_it(
     assert raised.value.where == f"{path}, plain"
 
 
+SHARING = {
+    "concat": "y = Concat <axis = 3> (a, b)",
+    "add": "y = Add (a, b)",
+    "product and an output": "y = Mul (a, b)  z = Identity (a)",
+    "squeezed": "sa = Squeeze (a, one)  sb = Squeeze (b, one)  y = Max (sa, sb)",
+    "another reader": "t = Transpose <perm = [1, 0, 2]> (x)  y = Relu (t)  z = Identity (a)",
+    "batch first": "sa = Squeeze (a, one)  t = Transpose <perm = [1, 0, 2]> (sa)  m = MatMul (t, m0) "
+    "u = Transpose <perm = [1, 0, 2]> (x)  y = Concat <axis = 2> (m, u)",
+    "states": "y = Add (ha, hb)  z = Identity (a)",
+}
+"""What is done with two layers that read one input, and with the input."""
+
+
+def sharing(path: Path, rest: str, shape: str, opset: int) -> Path:
+    """Writes a model of two layers that read its input, and of what is done with them."""
+    if opset < 13:
+        rest = rest.replace("Squeeze (a, one)", "Squeeze <axes = [1]> (a)").replace(
+            "Squeeze (b, one)", "Squeeze <axes = [1]> (b)"
+        )
+    rank = 3 if any(op in rest for op in ("Squeeze", "Relu", "ha, hb")) else 4
+    y, z = (
+        f"float[{', '.join(f'{axis}{i}' for i in range(n))}] {axis}" for axis, n in (("y", rank), ("z", 4))
+    )
+    outputs = f"{y}, {z}" if "z =" in rest else y
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : {opset}]>
+        shared (float[{shape}] x) => ({outputs}) {{
+            a, ha = LSTM <hidden_size = 6> (x, w, r)
+            b, hb = GRU <hidden_size = 6, direction = "reverse"> (x, v, s)
+            {rest}
+        }}"""
+    )
+    rng = np.random.default_rng(4)
+    sizes = {"w": (1, 24, 4), "r": (1, 24, 6), "v": (1, 18, 4), "s": (1, 18, 6), "m0": (6, 4)}
+    arrays = {key: rng.standard_normal(size).astype(np.float32) for key, size in sizes.items()}
+    constants = {**arrays, "one": np.array([1])}
+    model.graph.initializer.extend(numpy_helper.from_array(each, key) for key, each in constants.items())
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("opset", [10, 17])
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("name", SHARING)
+def test_layers_may_share_an_input(name: str, fixed: bool, opset: int, tmp_path: Path) -> None:
+    path = sharing(tmp_path / "model.onnx", SHARING[name], "5, 3, 4" if fixed else "T, N, 4", opset)
+    rng = np.random.default_rng(5)
+    session = open_session(runtime("openvino").build(path, "f32", tmp_path / "made"), 1)
+    for steps, batch in ((5, 3),) if fixed else ((5, 3), (4, 1), (1, 2)):
+        feeds = {"x": rng.standard_normal((steps, batch, 4)).astype(np.float32)}
+        right = ort_session(path, ours=False).run(None, feeds)
+        got = session.run(feeds)
+        for key, want in zip(("y", "z"), right, strict=False):
+            np.testing.assert_allclose(got[key], want, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(6,), (1,), (1, 1, 6)])
+def test_slopes_are_those_of_the_last_axis(shape: tuple[int, ...], tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    bent (float[T, N, 6] x) => (float[T, N, 6] y) { y = PRelu (x, slope) }"""
+    model = onnx.parser.parse_model(text)
+    slopes = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(slopes, "slope"))
+    onnx.save(model, tmp_path / "model.onnx")
+    session = open_session(runtime("openvino").build(tmp_path / "model.onnx", "f32", tmp_path / "made"), 1)
+    for size in ((4, 6, 6), (5, 1, 6), (2, 3, 6)):
+        x = np.random.default_rng(3).standard_normal(size).astype(np.float32)
+        np.testing.assert_allclose(session.run({"x": x})["y"], np.where(x < 0, slopes * x, x), atol=1e-6)
+
+
 def test_export_refuses_a_runtime_that_computes_something_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,4 +221,21 @@ def test_export_refuses_a_runtime_that_computes_something_else(
         convert(
             load_model(path), path, "openvino", "f32", load_target("local"), tmp_path / "out", lambda *_: None
         )
-    assert convert_module.MOST_F32 < 0.2
+    assert convert_module.MOST_F32 < 0.02
+
+
+def test_export_looks_at_other_batches_than_the_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that share an input are right for a batch of 1, and wrong for all others."""
+    monkeypatch.setattr("lstmopt.runtimes.openvino_model.shares_input", lambda node: False)
+    path = sharing(tmp_path / "model.onnx", SHARING["concat"], "T, N, 4", 17)
+    with pytest.raises(LstmoptError, match=r"computes something else .*x \[3, 2, 4\]"):
+        convert(
+            load_model(path), path, "openvino", "f32", load_target("local"), tmp_path / "out", lambda *_: None
+        )
+
+
+def test_outputs_of_another_shape_are_wrong() -> None:
+    with pytest.raises(LstmoptError, match=r"\[1, 4\] where it should be \[35, 4\]"):
+        convert_module.relative_error({"y": np.ones((1, 4))}, {"y": np.ones((35, 4))}, ["y"])

@@ -16,12 +16,12 @@ from tests.test_cli_errors import call, classifier, examples
 
 pytestmark = pytest.mark.deep
 
-KILLS = 10
+KILLS = 7
 
 
 def start(arguments: list[object]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "lstmopt.cli", *map(str, arguments)],
+        [sys.executable, "-m", "tests.quick", "lstmopt.cli", *map(str, arguments)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts,
     )  # fmt: skip
 

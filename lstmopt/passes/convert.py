@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +25,24 @@ from lstmopt.report.manifest import Manifest, state_records
 from lstmopt.report.runner import run_script
 from lstmopt.report.titles import runtime_title
 from lstmopt.rnn.files import load_model, save_model
+from lstmopt.rnn.proof import random_calls
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import state_pairs
 from lstmopt.runtimes import Runtime, open_session, ops, stand_in
 from lstmopt.runtimes import runtime as find_runtime
-from lstmopt.runtimes.base import Deployment, StatefulDeployment
+from lstmopt.runtimes.base import Deployment, Session, StatefulDeployment
 from lstmopt.runtimes.stateful import stateful_deployments
 from lstmopt.targets import Target, load_target
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-MOST_F32 = 0.1
-"""Relative error in f32 that no rounding explains, of no model: the runtime misreads it."""
+MOST_F32, MOST_ROUNDED = 0.01, 0.5
+"""Relative error of an output in f32, and in fewer bits, that no rounding explains: the runtime misreads the
+model."""
+
+CLOSE = 1e-5
+"""Share of an output's largest number by which it may differ, however little it deviates."""
 
 AUTO_ERROR = 0.01
 """Root mean square error over the outputs' standard deviation that `auto` allows."""
@@ -178,7 +184,9 @@ def convert(
         save_model(model, source)
         calls = timing_calls(model, target, 0)
         truth = find_runtime("onnxruntime").build(source, "f32", Path(folder) / "truth")
-        expected = open_session(truth, target.threads).run(calls[0][1])
+        original = open_session(truth, target.threads)
+        expected = original.run(calls[0][1])
+        others = [(calls[0][1], expected), *_other_calls(model, original)]
         built: list[tuple[Deployment, float]] = []
         faults: list[LstmoptError] = []
         choose = measured_formats(model, calls[0][1], target, progress=progress)
@@ -202,8 +210,11 @@ def convert(
                     raise nothing_sparse(str(path))
                 made, formats = written
                 known.append(formats)
-                outputs = open_session(stand_in(made), target.threads).run(calls[0][1])
-                built.append((made, _checked(relative_error(outputs, expected, real_outputs(model)), made)))
+                session = open_session(stand_in(made), target.threads)
+                error = relative_error(session.run(calls[0][1]), expected, real_outputs(model))
+                _check_numbers(error, made)
+                _check_calls(session, made, others)
+                built.append((made, error))
             except LstmoptError as fault:
                 # The copy that was converted is of no interest to the user, and gone.
                 where = fault.where.replace(str(source), str(path))
@@ -316,16 +327,26 @@ def relative_error(
 
     Args:
         outputs: of a call, by name.
-        expected: the original's of the same call, in the same shapes.
+        expected: the original's of the same call.
         names: the outputs that are compared.
 
     Returns:
         The error; of an output that is constant it is over the deviation of all of them, and over nothing
         where nothing deviates. It is NaN or infinite where a value is NaN, or
         infinite in one of both alone; the same infinity, such as the logarithm of a probability 0, is right.
+
+    Raises:
+        LstmoptError: an output is absent or of another shape.
     """
     errors, scales = [], []
     for name in names:
+        if name not in outputs or outputs[name].shape != expected[name].shape:
+            there = list(outputs[name].shape) if name in outputs else "absent"
+            raise LstmoptError(
+                f"output {name}",
+                f"is {there} where it should be {list(expected[name].shape)}",
+                "use another --runtime, and report the model",
+            )
         ours, truth = outputs[name].astype(np.float64), expected[name].astype(np.float64)
         difference = np.subtract(ours, truth, out=np.zeros_like(truth), where=ours != truth)
         errors.append(float((difference**2).mean()))
@@ -335,21 +356,52 @@ def relative_error(
     return max(float(np.sqrt(e / (s or whole))) for e, s in zip(errors, scales, strict=True))
 
 
-def _checked(error: float, made: Deployment) -> float:
-    """Returns an error that is a number."""
+def _check_numbers(error: float, made: Deployment) -> None:
+    """Checks that an error is a number."""
     if not np.isfinite(error):
         raise LstmoptError(
             made.runtime,
             f"{made.precision} computes NaN or infinity for random inputs",
             "check the model's weights, or name another --format",
         )
-    if made.precision in ("f32", f"{SPARSE}f32") and error > MOST_F32:
-        raise LstmoptError(
-            made.runtime,
-            f"computes something else for this model (relative error {error:.1e} in {made.precision})",
-            "use another --runtime, and report the model",
-        )
-    return error
+
+
+def _other_calls(model: ir.Model, original: Session) -> list[tuple[Feeds, Mapping[str, npt.NDArray[Any]]]]:
+    """Returns calls of other batches and lengths than the target's, with the original's outputs.
+
+    A runtime may read a model rightly for a batch of 1, and wrongly for any other.
+    """
+    found: list[tuple[Feeds, Mapping[str, npt.NDArray[Any]]]] = []
+    for feeds in random_calls(model):
+        with suppress(LstmoptError):  # the model does not take these sizes
+            found.append((feeds, original.run(feeds)))
+    return found
+
+
+def _check_calls(
+    session: Session, made: Deployment, calls: Sequence[tuple[Feeds, Mapping[str, npt.NDArray[Any]]]]
+) -> None:
+    """Checks that a runtime has read a model as it is meant, states among the outputs.
+
+    Raises:
+        LstmoptError: an output differs by more than rounding explains.
+    """
+    most = MOST_F32 if made.precision in ("f32", f"{SPARSE}f32") else MOST_ROUNDED
+    for feeds, expected in calls:
+        outputs = session.run(feeds)
+        for name, truth in expected.items():
+            if truth.dtype.kind != "f" or not np.isfinite(truth).all():
+                continue
+            error = relative_error(outputs, expected, [name])
+            if error <= most or np.abs(outputs[name] - truth).max() <= CLOSE * np.abs(truth).max():
+                continue
+            shapes = ", ".join(f"{key} {list(array.shape)}" for key, array in feeds.items())
+            raise LstmoptError(
+                made.runtime,
+                f"computes something else for this model ({made.precision}, {shapes}: "
+                f"relative error {error:.1e} of {name})",
+                "use another --runtime, and report the model",
+            )
 
 
 def _check_free(output: Path, names: Iterable[str]) -> None:

@@ -40,7 +40,7 @@ class Proof:
         self._calls: list[tuple[Mapping[str, Array], dict[str, Array]]] = []
         names: set[str] = set()
         repeats = _repeats(model)
-        for feeds in (*(_lengths(model) if lengths else ()), *_calls(model)):
+        for feeds in (*(_lengths(model) if lengths else ()), *random_calls(model)):
             try:
                 outputs = reference.run(feeds)
             except LstmoptError:
@@ -101,7 +101,7 @@ def changed(model: ir.Model, calls: Sequence[tuple[Mapping[str, Array], Mapping[
     return ""
 
 
-def _calls(model: ir.Model) -> Iterator[dict[str, Array]]:
+def random_calls(model: ir.Model) -> Iterator[dict[str, Array]]:
     """Yields random calls of two shapes, with every branch of a switch that is known."""
     roles = axis_roles(model)
     # Where there is nothing but batches to choose, a call does not have to be tried for its sizes.

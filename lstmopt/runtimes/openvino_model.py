@@ -1,7 +1,8 @@
 """A model as OpenVINO reads it rightly: recurrent nodes that it misreads or refuses become `Scan`.
 
 Its LSTM, GRU and RNN (2026.4) leave out peepholes, coupled gates and the second direction's own activations,
-and compute the padding of shorter sequences like the rest, all without an error.
+and compute the padding of shorter sequences like the rest, all without an error. Faults that lie in how nodes
+meet are in `openvino_rewrites`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,16 @@ from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.reader import SEQUENCE_LENS, RnnLayer, find_rnns
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.scan import AsScan, is_special
+from lstmopt.runtimes.openvino_rewrites import (
+    RECURRENT,
+    OwnInputs,
+    PlainSlopes,
+    has_flat_slopes,
+    shares_input,
+)
 
 T = TypeVar("T")
 
-RECURRENT = ("LSTM", "GRU", "RNN")
 PEEPHOLES = 7
 """Place of P among an LSTM's inputs."""
 
@@ -54,7 +61,9 @@ def read_rightly(model_file: Path, graph: Any, read: Callable[[Path], T]) -> T:
     Raises:
         LstmoptError: a node that would be misread cannot be rewritten.
     """
-    if not any(map(_may_be_misread, ir.from_proto(graph).all_nodes())):
+    faults = (_may_be_misread, shares_input, has_flat_slopes)
+    nodes = ir.from_proto(graph).all_nodes()
+    if not any(is_fault(node) for node in nodes for is_fault in faults):
         return read(model_file)
     model = load_model(model_file)
     readable = {layer.node for layer in find_rnns(model) if layer.weights is not None}
@@ -68,7 +77,7 @@ def read_rightly(model_file: Path, graph: Any, read: Callable[[Path], T]) -> T:
             )
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder:
         copy = Path(folder) / model_file.name
-        save_model(rewrite(model, AsScan(is_misread)), copy)
+        save_model(rewrite(model, AsScan(is_misread), OwnInputs(), PlainSlopes()), copy)
         return read(copy)
 
 

@@ -1,0 +1,127 @@
+"""Rewrites that leave a model's function and keep OpenVINO (2026.4) from computing another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from lstmopt.errors import LstmoptError
+from lstmopt.rnn.reader import X
+from lstmopt.rnn.states import MOVERS
+
+RECURRENT = ("LSTM", "GRU", "RNN")
+
+LOOKERS = frozenset({"Shape", "Size"})
+"""Readers that see no number of a tensor."""
+
+CLIP_BY_INPUTS = 11
+"""First opset whose `Clip` takes its bounds as inputs."""
+
+CHOOSING = 9
+"""First opset with `Where`."""
+
+
+class OwnInputs(ir.passes.InPlacePass):
+    """Gives each recurrent node that shares its input a `Clip` of its own before it, which changes nothing.
+
+    OpenVINO transposes what such a node reads, merges equal transposes, and then makes a reshape of the one
+    that stays, as the kernel can do without: everybody else reads wrong numbers wherever the batch is not 1.
+    Two nodes, one each way, or a layer beside an attention are enough. An identity would be dropped, and
+    clips with equal bounds be merged; the largest numbers bound nothing but infinity.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites the model."""
+        shared = [node for node in model.graph.all_nodes() if shares_input(node)]
+        for number, node in enumerate(shared):
+            value = node.inputs[X]
+            assert value is not None and node.graph is not None
+            clip = _clip(value, number, model.graph.opset_imports[""])
+            node.graph.insert_before(node, clip)
+            node.replace_input_with(X, clip[-1].outputs[0])
+        return ir.passes.PassResult(model, bool(shared))
+
+
+def shares_input(node: ir.Node) -> bool:
+    """Whether a recurrent node's input, or what that was moved from, has other readers."""
+    if node.op_type not in RECURRENT:
+        return False
+    return any(len(_readers(value)) > 1 for value in _moved_from(node.inputs[X]))
+
+
+def _readers(value: ir.Value) -> list[ir.Node]:
+    return [node for node, _ in value.uses() if node.op_type not in LOOKERS]
+
+
+def _moved_from(value: ir.Value | None) -> Iterator[ir.Value]:
+    """Yields a value and those that it is a rearrangement of."""
+    while value is not None:
+        yield value
+        node = value.producer()
+        value = node.inputs[0] if node is not None and node.op_type in MOVERS else None
+
+
+def _clip(value: ir.Value, number: int, opset: int) -> list[ir.Node]:
+    kind = value.dtype if value.dtype is not None and value.dtype.is_floating_point() else ir.DataType.FLOAT
+    high = np.finfo(kind.numpy()).max
+    for _ in range(number):  # bounds of its own
+        high = np.nextafter(high, high.dtype.type(0))
+    output = ir.Value(name=f"{value.name}.own{number}", type=value.type, shape=value.shape)
+    if opset < CLIP_BY_INPUTS:
+        return [ir.node("Clip", [value], {"min": float(-high), "max": float(high)}, outputs=[output])]
+    bounds = [
+        ir.node(
+            "Constant",
+            [],
+            {"value": ir.tensor(np.array(bound, high.dtype))},
+            outputs=[ir.Value(name=f"{output.name}.{name}")],
+        )
+        for name, bound in (("min", -high), ("max", high))
+    ]
+    return [*bounds, ir.node("Clip", [value, *(node.outputs[0] for node in bounds)], outputs=[output])]
+
+
+class PlainSlopes(ir.passes.InPlacePass):
+    """Writes out `PRelu` with slopes of one axis, which OpenVINO takes for those of axis 1 and not the last.
+
+    As a choice: sums of `Relu` are recognised and become what they were.
+
+    Raises:
+        LstmoptError: an opset without `Where`.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites the model."""
+        opset = model.graph.opset_imports[""]
+        found = [node for node in model.graph.all_nodes() if has_flat_slopes(node)]
+        for node in found:
+            if opset < CHOOSING:
+                raise LstmoptError(
+                    node.name or "PRelu",
+                    f"OpenVINO misreads its slopes, and opset {opset} has no other form",
+                    f"export with opset {CHOOSING} or newer",
+                )
+            x, slope = node.inputs
+            assert node.graph is not None
+            kind = np.float32 if x is None or x.dtype is None else x.dtype.numpy()
+            zero = ir.node("Constant", [], {"value": ir.tensor(np.array(0, kind))})
+            below = ir.node("Less", [x, zero.outputs[0]])
+            steep = ir.node("Mul", [slope, x])
+            either = ir.node("Where", [below.outputs[0], steep.outputs[0], x])
+            made = [zero, below, steep, either]
+            for place, each in enumerate(made):
+                each.outputs[0].name = f"{node.outputs[0].name}.prelu{place}"
+            new, old = either.outputs[0], node.outputs[0]
+            new.type, new.shape = old.type, old.shape
+            ir.convenience.replace_nodes_and_values(node.graph, node, [node], made, [old], [new])
+        return ir.passes.PassResult(model, bool(found))
+
+
+def has_flat_slopes(node: ir.Node) -> bool:
+    """Whether a node is a `PRelu` whose slopes have one axis, of more than one number as far as is known."""
+    if node.op_type != "PRelu" or node.domain not in ("", "ai.onnx"):
+        return False
+    shape = node.inputs[1].shape if node.inputs[1] is not None else None
+    return shape is None or (len(shape) == 1 and shape[0] != 1)
