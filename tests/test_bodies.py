@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper
 
 from lstmopt.errors import LstmoptError
 from lstmopt.passes.export import Export
@@ -29,8 +30,9 @@ from lstmopt.rnn.surgery import resize
 from lstmopt.rnn.writer import free_name, write_weights
 from lstmopt.runtimes import open_session, runtime
 from lstmopt.targets import RuntimeTarget, Target
-from tests.bodies import CHUNK, INPUT, behind_if, in_loop, in_scan, nested
+from tests.bodies import CHUNK, HIDDEN, INPUT, behind_if, in_loop, in_scan, nested
 from tests.training import state_for
+from tests.written_out import FLOAT, Draft
 
 MODELS = {
     "if": behind_if,
@@ -95,6 +97,60 @@ def test_sparse_ops_in_bodies_compute_what_the_rounded_weights_do(name, item, wh
         error = np.sqrt(np.mean((session.run(feeds)["y"] - want) ** 2) / np.mean(want**2))
         assert error < bound
         assert np.abs(want - run_model(model, feeds)["y"]).max() > 0.01  # the masks did something
+
+
+def without_shapes(model: ir.Model) -> ir.Model:
+    """The model, whose bodies tell nothing but types of what they compute."""
+    for body in model.graph.subgraphs():
+        for value in (value for node in body for value in node.outputs):
+            value.shape = None
+    return model
+
+
+def step_by_step(kind: str) -> ir.Model:
+    """x [steps, 1, INPUT] through a sparse product and a Scan that hands the states of a sparse layer on."""
+    rng, main, g = np.random.default_rng(6), Draft(), Draft("body_")
+    states = ["h", "c"] if kind == "LSTM" else ["h"]
+    rows = HIDDEN * (4 if kind == "LSTM" else 3)
+
+    def sparse(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape) * (rng.random(shape) < 0.3) / 2
+
+    before = main("MatMul", main("Abs", "x"), main.const(sparse(INPUT, INPUT)))
+    names = [g.const(sparse(1, rows, size)) for size in (INPUT, HIDDEN)]
+    given, made = [f"{state}_in" for state in states], [f"{state}_out" for state in states]
+    x = g.axes("Unsqueeze", "step", [0])
+    layer = helper.make_node(kind, [x, *names, "", "", *given], ["", *made], name="rnn", hidden_size=HIDDEN)
+    g.nodes.append(layer)
+    infos = [
+        [helper.make_tensor_value_info(name, FLOAT, None) for name in ends]
+        for ends in ([*given, "step"], [*made, g.axes("Squeeze", "h_out", [0]), g("Abs", "step")])
+    ]
+    body = helper.make_graph(g.nodes, "body", *infos, g.tensors)
+    zeros = [main.const(np.zeros((1, 1, HIDDEN))) for _ in states]
+    outputs = [*(f"{state}_n" for state in states), "y", "z"]
+    main.nodes.append(helper.make_node("Scan", [*zeros, before], outputs, body=body, num_scan_inputs=1))
+    return main.model({"x": ["steps", 1, INPUT]}, {"y": ["steps", 1, HIDDEN], "z": ["steps", 1, INPUT]})
+
+
+UNTOLD = {
+    **{name: lambda make=make: without_shapes(make()) for name, make in MODELS.items()},
+    "states of an LSTM": lambda: step_by_step("LSTM"),
+    "states of a GRU": lambda: step_by_step("GRU"),
+}
+
+
+@pytest.mark.parametrize("name", UNTOLD)
+def test_bodies_that_tell_no_shapes(name, tmp_path):
+    model = masked(UNTOLD[name](), "unstructured", 0.3)
+    formats = dict.fromkeys((place.name for place in sparse_places(model)), "f32")
+    assert len(formats) == len(find_rnns(model)) + name.startswith("states")
+    save_model(rewrite(model, SparseOps(formats)), tmp_path / "sparse.onnx")
+    session = open_session(runtime("onnxruntime").build(tmp_path / "sparse.onnx", "sparse-f32", tmp_path), 1)
+    for feeds in [{"x": inputs(np.random.default_rng(1), 5, 1)}] if name not in MODELS else calls(model):
+        got = session.run(feeds)
+        for output, array in run_model(model, feeds).items():
+            np.testing.assert_allclose(got[output], array, atol=1e-5)
 
 
 def test_shared_weights_are_shared_until_one_layer_changes():

@@ -18,6 +18,20 @@ from lstmopt.rnn.reader import find_rnns
 from lstmopt.rnn.writer import rnn_model
 from tests.test_rnn_reader import random_weights
 
+WRAPPED = """
+<ir_version: 8, opset_import: ["": 17]>
+g (FLOAT[steps, batch, 3] x) => (FLOAT[1, 1, batch, 4] last, FLOAT[steps, 1, batch, 4] y)
+<int64 one = {1}, int64 final = {-1}, seq(FLOAT[]) parts, optional(seq(FLOAT[])) maybe, seq(FLOAT[]) sure>
+{
+    y = LSTM <hidden_size = 4> (x, W, R)
+    parts = SplitToSequence <axis = 0> (y, one)
+    maybe = Optional (parts)
+    sure = OptionalGetElement (maybe)
+    last = SequenceAt (sure, final)
+}
+"""
+"""A layer whose steps are kept in a sequence, and that in an optional value."""
+
 
 def halved(model: ir.Model) -> onnx.ModelProto:
     """A model with every float of 16 bits, and nodes around the layer that name the type."""
@@ -70,3 +84,31 @@ def test_half_models_are_widened_behind_their_interface(
     save_model(model, tmp_path / "again.onnx")
     again = run_model(load_model(tmp_path / "again.onnx"), feeds)
     np.testing.assert_array_equal(again["more"], got["more"])
+
+
+def wrapped(kind: str, dtype: type[np.floating]) -> onnx.ModelProto:
+    """Returns the model of a type."""
+    proto = onnx.parser.parse_model(WRAPPED.replace("FLOAT", kind))
+    rng = np.random.default_rng(0)
+    for name, columns in (("W", 3), ("R", 4)):
+        array = rng.standard_normal((1, 16, columns)).astype(np.float16)
+        proto.graph.initializer.append(numpy_helper.from_array(array.astype(dtype), name))
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def test_sequences_and_optional_values_stay_what_they_are(tmp_path: Path) -> None:
+    onnx.save(wrapped("float16", np.float16), tmp_path / "half.onnx")
+    twin = wrapped("float", np.float32)
+    model = load_model(tmp_path / "half.onnx")
+    widened = ir.to_proto(model)
+    onnx.checker.check_model(widened, full_check=True)
+    types = [{info.name: info.type for info in each.graph.value_info} for each in (widened, twin)]
+    for name in ("parts", "maybe", "sure"):
+        assert types[0][name] == types[1][name]
+    feeds = {"x": np.random.default_rng(1).standard_normal((5, 2, 3)).astype(np.float16)}
+    got = run_model(model, feeds)
+    expected = run_model(ir.from_proto(twin), {"x": feeds["x"].astype(np.float32)})
+    for name, array in expected.items():
+        assert got[name].dtype == np.float16
+        np.testing.assert_array_equal(got[name], array.astype(np.float16))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from lstmopt.rnn.constants import constant_value
 from lstmopt.rnn.reader import INITIAL_H, SEQUENCE_LENS, RnnLayer, X, find_rnns
@@ -158,6 +159,7 @@ class SparseOps(ir.passes.InPlacePass):
         """Rewrites the model."""
         found = sparse_places(model, self._densest)
         places = [place for place in found if place.name in self._formats]
+        _tell_shapes(model, places)
         for place in places:
             name, form = free_name(model.graph, f"{place.name}.sparse"), self._formats[place.name]
             node = self._layer(place.layer, form, name) if place.layer else self._matmul(place, form, name)
@@ -225,6 +227,43 @@ class RoundWeights(ir.passes.InPlacePass):
 
 def _with_matrices(weights: RnnWeights, matrices: list[Array]) -> RnnWeights:
     return replace(weights, w=np.stack(matrices[0::2]), r=np.stack(matrices[1::2]))
+
+
+def _tell_shapes(model: ir.Model, places: Sequence[Place]) -> None:
+    """Gives the places' outputs the shapes that the graph leaves out: the rank, and the sizes of the weights.
+
+    ONNX Runtime infers no shapes of an op that is not its own, and so none of what follows it. A Scan,
+    however, only runs if the rank of all that its body gives is known.
+    """
+    ranks = _product_ranks(model, places)
+    for place in places:
+        for value, shape in zip(place.node.outputs, _known_shapes(place, ranks), strict=False):
+            if value.shape is None:
+                value.shape, value.type = ir.Shape(shape), value.type or ir.TensorType(ir.DataType.FLOAT)
+
+
+def _known_shapes(place: Place, ranks: Mapping[ir.Node, int]) -> Sequence[Sequence[int | None]]:
+    """Returns the shapes of a place's outputs; none of a product without a rank."""
+    if place.layer is None:
+        rank, units = ranks.get(place.node), place.matrices[0].shape[1]
+        return [] if rank is None else [(*[None] * (rank - 1), units)]
+    weights = place.layer.weights
+    assert weights is not None
+    state = (weights.num_directions, None, weights.hidden_size)
+    return [(None, *state), state, state]
+
+
+def _product_ranks(model: ir.Model, places: Sequence[Place]) -> dict[ir.Node, int]:
+    """Returns the ranks of the products' outputs that the graph leaves out, as far as ONNX infers them."""
+    untold = {place.node for place in places if place.layer is None and place.node.outputs[0].shape is None}
+    if not untold:
+        return {}
+    copy = model.clone()
+    # Not strict: it goes on behind a node that it does not know.
+    ShapeInferencePass(check_type=False, strict_mode=False)(copy)
+    twins = ((node, twin) for node, twin in zip(model.graph, copy.graph, strict=True) if node in untold)
+    shapes = {node: twin.outputs[0].shape for node, twin in twins}
+    return {node: len(shape) for node, shape in shapes.items() if shape is not None}
 
 
 def _replace(old: ir.Node, new: ir.Node) -> None:

@@ -74,8 +74,15 @@ def _wide(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
 
 
 def _widen(value: ir.Value) -> None:
-    if value.dtype in NARROW:
-        value.type = ir.TensorType(ir.DataType.FLOAT)
+    if value.type is not None and value.dtype in NARROW:
+        value.type = _wide_type(value.type)
+
+
+def _wide_type(kind: ir.TypeProtocol) -> ir.TypeProtocol:
+    """Returns the type in float32; that of sequences and optional values stays one of these."""
+    if isinstance(kind, (ir.SequenceType, ir.OptionalType)):
+        return type(kind)(_wide_type(kind.elem_type))
+    return ir.TensorType(ir.DataType.FLOAT)
 
 
 def _hand_out(graph: ir.Graph, index: int, value: ir.Value) -> None:
