@@ -1,6 +1,6 @@
 """Optimises the reference model from Python and reads the report.
 
-python examples/optimize_language_model.py OUTPUT [SECONDS]
+python examples/optimize_language_model.py OUTPUT [SECONDS [MODEL.onnx]]
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import lstmopt
 from lstmopt.reference.char_lm import UNPINNED, corpus, model_path
 
 
-def main(output: Path, seconds: float) -> None:
+def main(output: Path, seconds: float, model: Path) -> None:
     """Optimises and prints what was gained."""
     text = corpus()
     if not text.pinned:
         print(UNPINNED, file=sys.stderr)
     state = lstmopt.optimize(
-        model_path(),
+        model,
         target="local",
         data={"tokens": text.train},
         val={"tokens": text.valid[:20_000]},
@@ -38,4 +38,8 @@ def main(output: Path, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 270.0)
+    main(
+        Path(sys.argv[1]),
+        float(sys.argv[2]) if len(sys.argv) > 2 else 270.0,
+        Path(sys.argv[3]) if len(sys.argv) > 3 else model_path(),
+    )

@@ -24,7 +24,7 @@ from lstmopt.rnn.files import load_model
 from lstmopt.rnn.groups import UnitGroup
 from lstmopt.runtimes import RUNTIMES, Deployment
 from lstmopt.targets import RuntimeTarget, Shape, Target
-from tests.real_models import ddddocr, silero_vad
+from tests.real_models import silero_vad
 from tests.test_cli_errors import call, classifier, examples
 
 SPARSE = {f"{factor}x fewer LSTM or GRU weights" for factor in (4, 8, 16)}
@@ -212,10 +212,9 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("name", ["silero_vad.onnx", "silero_vad_16k_sequence.onnx", "ddddocr"])
+@pytest.mark.parametrize("name", ["silero_vad.onnx", "silero_vad_16k_sequence.onnx"])
 def test_real_models_are_advised_on(name: str) -> None:
-    path = ddddocr() if name == "ddddocr" else silero_vad(name)
-    result = advise(path)
+    result = advise(silero_vad(name))
     assert {"openvino", "onnxruntime"} == {option.runtime for option in result.options}
     dense = [option for option in result.options if not option.training]
     assert all(option.error is not None for option in dense if option.threads == 1)

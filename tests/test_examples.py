@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from models.language_model import LanguageModel, Sizes, export_onnx
 from tests.test_cli_errors import classifier
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -32,6 +33,7 @@ def test_chain_passes(tmp_path: Path) -> None:
 
 @pytest.mark.deep
 def test_language_model_and_deploy(tmp_path: Path) -> None:
-    out = run("optimize_language_model.py", tmp_path / "out", 20, timeout=1200)
+    export_onnx(LanguageModel(Sizes(97, 8, 48)), tmp_path / "model.onnx")
+    out = run("optimize_language_model.py", tmp_path / "out", 20, tmp_path / "model.onnx")
     assert "over the best peer" in out
     assert "step 4: token" in run("deploy.py", tmp_path / "out")
