@@ -319,7 +319,8 @@ def test_a_cold_worker_empties_caches_larger_than_the_machines(tmp_path: Path) -
     one = candidate(tmp_path, 16)
     with Worker(one, write_feeds(one, tmp_path / "f"), 1, cold=True) as worker:
         worker.ready()
-        assert len(worker.block(1.0).samples) >= 3
+        block = worker.block(1.0)
+        assert len(block.samples) >= 1 and len(block.samples) + block.spoilt >= 3
     flush = cache_flusher()
     lines = inspect.getclosurevars(flush).nonlocals["lines"]
     before = lines.copy()
