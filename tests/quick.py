@@ -1,6 +1,6 @@
 """Measuring without what makes a latency exact: where two tests run side by side none would be.
 
-    python -m tests.quick SCRIPT_OR_MODULE [ARGUMENT ...]
+    python tests/quick.py SCRIPT_OR_MODULE [ARGUMENT ...]
 
 runs a program so, as the tests' own processes do.
 """
@@ -39,6 +39,7 @@ def measure_once(patched: pytest.MonkeyPatch, folder: Path) -> None:
 
 def main() -> None:
     program, sys.argv = sys.argv[1], sys.argv[1:]
+    sys.path[0] = os.getcwd()  # as with python -m
     with pytest.MonkeyPatch.context() as patched, tempfile.TemporaryDirectory() as folder:
         measure_once(patched, Path(folder))
         if program.endswith(".py"):

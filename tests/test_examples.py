@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from models.language_model import LanguageModel, Sizes, export_onnx
-from tests.test_cli_errors import classifier
+from tests.test_cli_errors import QUICK, classifier
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def run(name: str, *arguments: object, timeout: float = 600) -> str:
     result = subprocess.run(
-        [sys.executable, "-m", "tests.quick", str(EXAMPLES / name), *map(str, arguments)],
+        [sys.executable, QUICK, str(EXAMPLES / name), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lstmopt.passes.verify import verify_artifact
-from tests.test_cli_errors import call, classifier, examples
+from tests.test_cli_errors import QUICK, call, classifier, examples
 
 pytestmark = pytest.mark.deep
 
@@ -21,7 +21,7 @@ KILLS = 7
 
 def start(arguments: list[object]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.quick", "lstmopt.cli", *map(str, arguments)],
+        [sys.executable, QUICK, "lstmopt.cli", *map(str, arguments)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts,
     )  # fmt: skip
 
