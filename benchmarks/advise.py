@@ -72,8 +72,9 @@ def compared(model: Path, rounds: int = 30) -> Outcome:
     reference = rows[(str(files["as it is"]), "onnxruntime", "f32")]
     found = []
     for option in advice.options:
-        if option.threads == target.threads:
-            row = rows[(str(files[option.name]), option.runtime, option.precision)]
+        row = rows.get((str(files[option.name]), option.runtime, option.precision))
+        # None: the second time another format measured fastest, and a precision had nothing of its own.
+        if option.threads == target.threads and row is not None:
             speed = reference.latency_us.median / row.latency_us.median
             found.append(
                 Prediction(option, option.latency_us / row.latency_us.median, option.speedup / speed)

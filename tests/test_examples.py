@@ -34,6 +34,6 @@ def test_chain_passes(tmp_path: Path) -> None:
 @pytest.mark.deep
 def test_language_model_and_deploy(tmp_path: Path) -> None:
     export_onnx(LanguageModel(Sizes(97, 8, 48)), tmp_path / "model.onnx")
-    out = run("optimize_language_model.py", tmp_path / "out", 20, tmp_path / "model.onnx")
+    out = run("optimize_language_model.py", tmp_path / "out", 8, tmp_path / "model.onnx")
     assert "over the best peer" in out
     assert "step 4: token" in run("deploy.py", tmp_path / "out")

@@ -16,7 +16,7 @@ from tests.test_cli_errors import QUICK, call, classifier, examples
 
 pytestmark = pytest.mark.deep
 
-KILLS = 7
+KILLS = 6
 
 
 def start(arguments: list[object]) -> subprocess.Popen[str]:
