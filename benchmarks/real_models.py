@@ -217,7 +217,7 @@ MODELS: tuple[RealModel, ...] = (
         "ddddocr", DDDDOCR[0], "common.onnx", DDDDOCR[1], "reads captchas, 8,210 characters",
         "convolutions, a bidirectional LSTM of 512, a layer of 8,210 classes", _picture,
         shapes=("input1=1x1x64x170",), data=("benchmarks.captchas:train", "benchmarks.captchas:val"),
-        budget="4m", most="5%", judge="benchmarks.captchas",  # at 7% it misreads one more picture of 500
+        most="5%", judge="benchmarks.captchas",  # at 7% it misreads one more picture of 500
     ),
     RealModel(
         "ddddocr-old", DDDDOCR[0], "common_old.onnx", DDDDOCR[1], "the model before, 8 bits",
