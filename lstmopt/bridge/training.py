@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lstmopt.bridge import checkpoint
 from lstmopt.bridge.frozen import cut_loss
+from lstmopt.bridge.pace import Pace
 from lstmopt.bridge.pruning import Pruner
 from lstmopt.bridge.rounding import Rounding
 from lstmopt.bridge.runner import Stream
@@ -151,6 +152,7 @@ class Trainer:
         path: the checkpoint file.
         key: what led here; a checkpoint of another key is not used.
         progress: called with a line and a fraction.
+        pace: finds out how many threads are the fastest; None keeps torch's setting.
     """
 
     def __init__(
@@ -170,6 +172,7 @@ class Trainer:
         path: Path,
         key: str,
         progress: Callable[[str, float], None],
+        pace: Pace | None = None,
     ) -> None:
         self._task, self._train = task, train
         self._student, self._teacher = student, teacher
@@ -177,7 +180,7 @@ class Trainer:
         self._rounding = rounding
         self._length, self._epoch_steps = length, max(1, epoch_steps)
         self._validate, self._path, self._key = validate, path, key
-        self._progress = progress
+        self._progress, self._pace = progress, pace
         module = student.module
         self._device = module.device
         self._weights = dict(module.weights)
@@ -224,7 +227,7 @@ class Trainer:
         return self._at.best
 
     def _train_to_the_end(self) -> None:
-        began = saved = told = time.monotonic()
+        began = saved = told = stepped = time.monotonic()
         before = self._at.seconds
         while self._fraction < 1:
             for window in self._windows():
@@ -235,6 +238,8 @@ class Trainer:
                 self._at.index += len(window)
                 now = time.monotonic()
                 self._at.seconds = before + now - began
+                if self._pace is not None:
+                    self._pace.step(now - stepped)
                 self._validate_when_due()
                 if now - told > TELL_SECONDS:
                     told = now
@@ -244,6 +249,7 @@ class Trainer:
                     saved = time.monotonic()
                 if self._fraction >= 1:
                     break
+                stepped = time.monotonic()
             else:
                 if self._at.index == 0:
                     raise LstmoptError("data", "give no training batch", "give more data, or a smaller batch")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from lstmopt.bridge.module import OnnxModule
+    from lstmopt.bridge.pace import Pace
     from lstmopt.bridge.pruning import Group, Matrix
     from lstmopt.bridge.rounding import Rounding
     from lstmopt.bridge.training import Length, Settings
@@ -71,7 +72,7 @@ class GrowPrune:
         prune_decoder: density of the MatMul and Gemm weights that read the LSTMs; None leaves them dense.
         amp: compute products in bfloat16; None does so where the CPU does and it is faster, and not on a GPU,
             on which training is done where there is one that runs the graph.
-        threads: of torch; None leaves its setting.
+        threads: of torch; None leaves its setting, and with a budget of time tries one thread as well.
         seed: None takes the state's.
     """
 
@@ -231,6 +232,7 @@ class GrowPrune:
                     (self, settings.seed, sorted((n, tuple(w.shape)) for n, w in module.weights.items()))
                 ),
                 progress=state.progress,
+                pace=self._pace(length, module),
             )
             loss = trainer.run()
         state.progress(f"trained, validation loss {loss:.4f}", 1.0)
@@ -245,6 +247,19 @@ class GrowPrune:
                 *(note for note in (*module.notes, *notes, *where) if note not in state.notes),
             ),
         )
+
+    def _pace(self, length: Length, module: OnnxModule) -> Pace | None:
+        """Returns what finds the fastest number of threads, where time counts.
+
+        So many steps give the same weights each time, which another number of threads would not.
+        """
+        import torch
+
+        from lstmopt.bridge.pace import Pace
+
+        if self.threads is not None or length.seconds is None or module.device.type != "cpu":
+            return None
+        return Pace((torch.get_num_threads(), 1))
 
     def _rounding(self, module: OnnxModule, groups: list[Group]) -> tuple[Rounding | None, tuple[str, ...]]:
         """Returns what rounds the pruned matrices, and what the user should know of it."""
