@@ -12,7 +12,7 @@ import pytest
 from benchmarks.advise import compared
 from lstmopt.measure import Comparison, Ratio
 from lstmopt.measure.fingerprint import available_cores
-from lstmopt.measure.statistics import Spread
+from lstmopt.measure.statistics import Spread, Timing
 from lstmopt.passes.advice import Advice
 from lstmopt.passes.advise import Commands, Variant, _errors, advise, rated, smaller_sizes, variants
 from lstmopt.passes.candidates import Built
@@ -96,8 +96,16 @@ def test_speeds_are_over_the_model_as_it_is_in_onnx_runtime() -> None:
     # Without ONNX Runtime, over the first one; measured with more threads, over the latency that is given.
     (alone,) = rated([variant("openvino")], simulated(openvino=50.0), threads=1)
     assert alone.speedup == pytest.approx(1.0)
-    wide = rated([variant("openvino", "onnxruntime")], simulated(openvino=25.0, onnxruntime=40.0), 2, 100.0)
+    wide = rated(
+        [variant("openvino", "onnxruntime")],
+        simulated(openvino=25.0, onnxruntime=40.0),
+        2,
+        Timing(median=100.0, p10=90, p90=130, p99=150, low=90.0, high=110.0, samples=9),
+    )
     assert [row.speedup for row in wide] == pytest.approx([4.0, 2.5])
+    assert [(row.low, row.high) for row in wide] == [
+        pytest.approx(each) for each in ((3.6, 4.4), (2.25, 2.75))
+    ]
 
 
 def test_sizes_are_tried_once_and_never_the_model_s_own() -> None:

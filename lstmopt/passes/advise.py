@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lstmopt import measure
 from lstmopt.errors import LstmoptError
 from lstmopt.measure.fingerprint import available_cores, fingerprint
+from lstmopt.measure.statistics import Timing
 from lstmopt.passes.advice import Advice, Option
 from lstmopt.passes.candidates import Built, build, key, timing_calls
 from lstmopt.passes.convert import fixed, real_outputs, relative_error
@@ -104,7 +105,7 @@ def advise(
             # Threads only matter for the model as it is: sessions of other models scale alike.
             wide = [replace(found[0], command=replace(commands, threads=more).export())]
             wider = _compare(wide, chosen, more, seed, progress)
-            reference = rows[0].latency_us * rows[0].speedup
+            reference = comparison.timing(_reference(found))
             rows, trusted = rows + rated(wide, wider, more, reference), trusted and wider.trusted
         errors, name = _errors(found, original, chosen, data, seed, progress)
     filled = [o.model_copy(update={"error": errors.get((o.name, o.runtime, o.precision))}) for o in rows]
@@ -261,7 +262,7 @@ def rated(
     found: Sequence[Variant],
     comparison: measure.Comparison,
     threads: int,
-    reference_us: float | None = None,
+    reference: Timing | None = None,
 ) -> list[Option]:
     """Returns a row for each deployment of the variants.
 
@@ -269,35 +270,49 @@ def rated(
         found: the variants, the model as it is first.
         comparison: their latencies, by `candidates.key`.
         threads: of one inference.
-        reference_us: the latency that speeds are over, where it is not this comparison's own of the model
-            as it is in ONNX Runtime f32 (without one: in the first deployment).
+        reference: the latency that speeds are over, where another comparison has it; None takes this one's
+            of the model as it is in ONNX Runtime f32 (without one: in the first deployment).
     """
-    pairs = [(item, deployment) for item in found for deployment in item.built.deployments]
-    first = next(
-        (key(item.title, d) for item, d in pairs if d.runtime == "onnxruntime" and d.precision == "f32"),
-        key(pairs[0][0].title, pairs[0][1]),
-    )
-    scale = 1.0 if reference_us is None else reference_us / comparison.timing(first).median
     rows = []
-    for item, deployment in pairs:
+    for item, deployment in _pairs(found):
         name = key(item.title, deployment)
-        ratio = comparison.ratio(first, name)
+        own = comparison.timing(name)
+        if reference is None:
+            ratio = comparison.ratio(_reference(found), name)
+            speedup, low, high = ratio.value, ratio.low, ratio.high
+        else:  # measured at another time: nothing cancels
+            speedup, low, high = (
+                reference.median / own.median,
+                reference.low / own.high,
+                reference.high / own.low,
+            )
         rows.append(
             Option(
                 name=item.title,
                 runtime=deployment.runtime,
                 precision=deployment.precision,
                 threads=threads,
-                latency_us=comparison.timing(name).median,
-                speedup=ratio.value * scale,
-                low=ratio.low * scale,
-                high=ratio.high * scale,
+                latency_us=own.median,
+                speedup=speedup,
+                low=low,
+                high=high,
                 error=None,
                 training=item.training,
                 command=item.command(deployment),
             )
         )
     return rows
+
+
+def _pairs(found: Sequence[Variant]) -> list[tuple[Variant, Deployment]]:
+    return [(item, deployment) for item in found for deployment in item.built.deployments]
+
+
+def _reference(found: Sequence[Variant]) -> str:
+    """Returns the name of what speeds are over."""
+    pairs = [(key(item.title, each), each) for item, each in _pairs(found)]
+    ours = (name for name, d in pairs if (d.runtime, d.precision) == ("onnxruntime", "f32"))
+    return next(ours, pairs[0][0])
 
 
 def _errors(

@@ -5,6 +5,7 @@ Its parts and `manifest.json`'s schema are found here too.
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 from pydantic import Field, computed_field, model_validator
@@ -60,6 +61,9 @@ __all__ = [
 
 UNLABELLED = "not checked against labels"
 MADE_INPUTS = "trained on inputs that it made itself"
+
+SMALLER = 0.99
+"""Share of the original's density below which a model counts as pruned."""
 
 
 class Report(Document):
@@ -137,8 +141,29 @@ class Report(Document):
             told.append("does not meet the accuracy contract")
         elif self.contract.too_few:
             told.append("meets the accuracy contract, but the data are too few to be sure")
+        if closest := self._closest_smaller():
+            told.append(closest)
         if self.predicted:
             told.append("no speed was measured: the target's runtimes do not run here")
         elif self.measurement is not None and not self.measurement.trusted:
             told.append("the machine was too busy: no speed is published")
         return tuple(told)
+
+    def _closest_smaller(self) -> str:
+        """Returns what to do where smaller models were trained and none of them holds the contract."""
+        original = next((each for each in self.candidates if each.name == "original"), None)
+        if original is None:
+            return ""
+        smaller = [
+            each
+            for each in self.candidates
+            if each.hidden_sizes != original.hidden_sizes or each.density < SMALLER * original.density
+        ]
+        known = [each for each in smaller if each.degradation is not None and math.isfinite(each.degradation)]
+        if not known or any(each.shipped or each.within_contract for each in smaller):
+            return ""
+        best = min(known, key=lambda each: each.degradation or 0.0)
+        return (
+            f"no smaller model holds the contract: the closest, {best.name}, degrades by "
+            f"{best.degradation:.1%}; train longer (--budget), or allow more (--max-degradation)"
+        )
