@@ -32,7 +32,9 @@ def check(arrays: Mapping[str, Array], where: str, interface: Interface, task: s
     for name in arrays:
         if name not in names and name not in states and name != LABELS:
             raise LstmoptError(
-                f"{where}, array {name}", "the model has no such input", f"its inputs are: {', '.join(names)}"
+                f"{where}, array {name}",
+                "the model has no such input",
+                f"its inputs are: {', '.join(names)}; what it shall say goes under {LABELS}",
             )
     for pair in interface.states:
         if pair.input in arrays and arrays[pair.input].any():
@@ -110,9 +112,19 @@ def _check_labels(labels: Array, data: Dataset, place: str, interface: Interface
     else:
         if labels.ndim == 0 or len(labels) != len(data):
             count = len(labels) if labels.ndim else 1
-            raise LstmoptError(place, f"has {count} entries", f"expected {len(data)}")
+            raise LstmoptError(
+                place,
+                f"has {count} entries",
+                f"expected {len(data)}, one for each example; examples are the first axis of every array",
+            )
         each = output.each[:-1] if task == "classify" else output.each
         if not (_fits(labels.shape[1:], each) or _fits(_squeezed(labels.shape[1:]), _squeezed(each))):
+            if task == "regress" and not integers and labels.ndim < 2 and len(output.shape or ()) > 1:
+                raise LstmoptError(
+                    place,
+                    f"has shape {list(labels.shape)}, and numbers with a point are not taken for classes",
+                    "give whole numbers where they are classes, or a number for each output",
+                )
             _check_shape(labels, ["examples", *each], place)
     classes = output.shape[-1] if output.shape else None
     if task == "regress" or classes is None:
