@@ -73,7 +73,7 @@ def compared(model: Path, rounds: int = 30) -> Outcome:
     found = []
     for option in advice.options:
         row = rows.get((str(files[option.name]), option.runtime, option.precision))
-        # None: the second time another format measured fastest, and a precision had nothing of its own.
+        # None: advise takes the smallest formats, bench those that measure fastest, dense among them.
         if option.threads == target.threads and row is not None:
             speed = reference.latency_us.median / row.latency_us.median
             found.append(

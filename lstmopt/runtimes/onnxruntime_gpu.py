@@ -67,9 +67,9 @@ class OnnxRuntimeGpu:
             raise LstmoptError(
                 f"precision {precision}", "ONNX Runtime on GPUs does not run it", "use f32 or f16"
             )
-        read_graph(model_file)
         from lstmopt.rnn.half import Half
 
+        read_graph(model_file)
         model, file = load_model(model_file), folder / "model.onnx"
         save_model(rewrite(model, Half()) if precision == "f16" else model, file)
         shapes = declared_shapes(read_graph(file))
