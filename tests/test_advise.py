@@ -174,6 +174,7 @@ def test_with_data_the_error_is_the_degradation(folder: Path, tmp_path: Path) ->
         folder / "model.onnx", target=target, data=data, progress=lambda text, fraction: told.append(text)
     )
     assert result.error == "degradation" and any("evaluating" in text for text in told)
+    assert any("at most 256 examples of the validation data" in note for note in result.notes)
     errors = {
         option.precision: option.error
         for option in result.options

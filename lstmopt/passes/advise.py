@@ -107,7 +107,7 @@ def advise(
             wider = _compare(wide, chosen, more, seed, progress)
             reference = comparison.timing(_reference(found))
             rows, trusted = rows + rated(wide, wider, more, reference), trusted and wider.trusted
-        errors, name = _errors(found, original, chosen, data, seed, progress)
+        errors, name = _errors(found, original, chosen, data, seed, notes, progress)
     filled = [o.model_copy(update={"error": errors.get((o.name, o.runtime, o.precision))}) for o in rows]
     feeds = timing_calls(original, chosen, seed)[0][1]
     return Advice(
@@ -316,7 +316,13 @@ def _reference(found: Sequence[Variant]) -> str:
 
 
 def _errors(
-    found: Sequence[Variant], original: ir.Model, target: Target, data: Any, seed: int, progress: Progress
+    found: Sequence[Variant],
+    original: ir.Model,
+    target: Target,
+    data: Any,
+    seed: int,
+    notes: list[str],
+    progress: Progress,
 ) -> tuple[dict[tuple[str, str, str], float], str]:
     """Returns the error of each option that needs no training, by name, runtime and precision."""
     errors: dict[tuple[str, str, str], float] = {}
@@ -339,7 +345,8 @@ def _errors(
 
     prepared = prepare(original, task=None, data=data, val=None, test=None, seed=seed)
     baseline = open_session(truth, target.threads)
-    limit = 20_000 if prepared.task.name == "lm" else 256
+    limit, unit = (20_000, "tokens") if prepared.task.name == "lm" else (256, "examples")
+    notes.append(f"degradation: on at most {limit:,} {unit} of the validation data; optimize takes all of it")
     start = prepared.task.evaluate(baseline, prepared.splits.valid, reference=baseline, limit=limit)
     for item, deployment in dense:
         progress(f"evaluating {item.title}, {deployment.runtime} {deployment.precision}", 0.9)
