@@ -15,6 +15,7 @@ from torch import Tensor
 from lstmopt.bridge.module import OnnxModule
 from lstmopt.rnn.examples import real_inputs
 from lstmopt.runtimes.base import TensorInfo, tensor_info
+from lstmopt.tasks.spread import Spread
 
 if TYPE_CHECKING:
     from lstmopt.tasks.base import Batch
@@ -100,14 +101,14 @@ def output_variances(
         ports: the outputs.
         count: most calls to look at.
     """
-    values: dict[str, list[Array]] = {port.name: [] for port in ports}
+    spreads = {port.name: Spread() for port in ports}
     with torch.no_grad():
         for batch in islice(batches, count):
             outputs = stream(batch, stream.module.placed_feeds(batch.feeds))
-            for name, arrays in values.items():
-                arrays.append(outputs[name].double().reshape(-1).cpu().numpy())
+            for name, spread in spreads.items():
+                spread.add(outputs[name].double().cpu().numpy())
     stream.states = {}
-    return {name: float(np.concatenate(arrays).var()) for name, arrays in values.items() if arrays}
+    return {name: spread.variance for name, spread in spreads.items() if spread.count}
 
 
 def computed(stream: Stream, batches: Iterable[Batch], names: Collection[str]) -> set[str]:

@@ -13,6 +13,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.tasks.base import Array, Batch, Evaluation, FloatArray, Runner
 from lstmopt.tasks.data import Dataset
 from lstmopt.tasks.interface import Interface, Port, check_answers, check_classes, log_probabilities
+from lstmopt.tasks.spread import Spread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,7 +172,7 @@ class Distillation(_Examples):
             raise ValueError("distill: evaluate needs the original")
         compared = self.compared
         errors: dict[str, list[FloatArray]] = {port.name: [] for port in compared}
-        values: dict[str, list[FloatArray]] = {port.name: [] for port in compared}
+        spreads = {port.name: Spread() for port in compared}
         agreed: list[npt.NDArray[np.bool_]] = []
         for call, outputs, truth in self._runs(session, reference, part, limit):
             assert truth is not None
@@ -182,12 +183,12 @@ class Distillation(_Examples):
                     for item in (outputs, truth)
                 )
                 errors[port.name].append(_each((ours - theirs) ** 2, call.width or width))
-                values[port.name].append(theirs.reshape(-1))
+                spreads[port.name].add(theirs)
                 if port is self.output and ours.ndim > 1 and ours.shape[-1] > 2:
                     agreed.append((ours.argmax(-1) == theirs.argmax(-1)).reshape(-1))
         total = np.zeros(sum(len(array) for array in errors[compared[0].name]))
         for port in compared:
-            total += np.concatenate(errors[port.name]) / (np.concatenate(values[port.name]).var() or 1.0)
+            total += np.concatenate(errors[port.name]) / (spreads[port.name].variance or 1.0)
         count = np.full(len(total), float(len(compared)))
         return Evaluation(
             total,
