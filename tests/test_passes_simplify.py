@@ -57,7 +57,7 @@ def test_drawn_graphs_compute_the_same(drawn: Drawn) -> None:
 
 
 @pytest.mark.deep
-@settings(max_examples=10, **SETTINGS)
+@settings(max_examples=25, **SETTINGS)
 @given(lstm_graphs())
 def test_many_drawn_graphs_compute_the_same(drawn: Drawn) -> None:
     after, notes = simplify(drawn.model)

@@ -86,7 +86,7 @@ def test_added_units_leave_the_function(drawn: Drawn, data: st.DataObject) -> No
 
 
 @pytest.mark.deep
-@settings(max_examples=100, **SETTINGS)
+@settings(max_examples=200, **SETTINGS)
 @given(lstm_graphs(), st.data())
 def test_added_units_leave_the_function_on_many_graphs(drawn: Drawn, data: st.DataObject) -> None:
     add_units(drawn, data)

@@ -266,7 +266,7 @@ def test_drawn_graphs_keep_their_interface(drawn: Drawn, data: st.DataObject) ->
 
 
 @pytest.mark.deep
-@settings(max_examples=150, **SETTINGS)
+@settings(max_examples=300, **SETTINGS)
 @given(lstm_graphs(), st.data())
 def test_many_drawn_graphs_keep_their_interface(drawn: Drawn, data: st.DataObject) -> None:
     keep_interface(drawn, data)
