@@ -195,6 +195,27 @@ def test_the_digest_has_external_data_of_constants_in_branches(tmp_path: Path) -
     assert file_digest(path) != before
 
 
+def test_an_output_without_a_shape_gets_the_inferred_one(path: Path) -> None:
+    proto = onnx.load(path)
+    opset = next(entry.version for entry in proto.opset_import if not entry.domain)
+    assert opset >= 13
+    first = proto.graph.output[0].name
+    proto.graph.node.add(op_type="ReduceSum", input=[first], output=["sum"]).attribute.add(
+        name="keepdims", type=onnx.AttributeProto.INT, i=0
+    )
+    proto.graph.output.append(helper.make_tensor_value_info("sum", TensorProto.FLOAT, None))
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    onnx.save(proto, path)
+    with pytest.raises(onnx.checker.ValidationError, match="shape"):
+        onnx.checker.check_model(proto)
+    outputs = {value.name: value for value in load_model(path).graph.outputs}
+    ranks = {name: None if value.shape is None else len(value.shape) for name, value in outputs.items()}
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert ranks == {output.name: len(output.shape) for output in session.get_outputs()}
+    assert ranks["sum"] == 0 and ranks[first]
+
+
 def test_the_default_domain_has_one_spelling(tmp_path: Path) -> None:
     info = helper.make_tensor_value_info
     inner = helper.make_node("Neg", ["x"], ["n"], domain="ai.onnx")

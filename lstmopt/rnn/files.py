@@ -40,6 +40,7 @@ def load_model(path: str | Path) -> ir.Model:
     proto = _parse(path)
     _read_external_data(proto, path)
     _name_the_default_domain(proto)
+    _tell_output_shapes(proto)
     _check(proto, path)
     model: ir.Model = ir.from_proto(proto)
     if model.functions:  # a layer inside one is a layer like others
@@ -68,6 +69,27 @@ def _name_the_default_domain(proto: onnx.ModelProto) -> None:
         for attribute in node.attribute:
             for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 pending += body.node
+
+
+def _tell_output_shapes(proto: onnx.ModelProto) -> None:
+    """Gives outputs without a shape the one that is inferred, in place: ONNX Runtime takes them, too."""
+    import onnx
+
+    unknown = [
+        value
+        for value in proto.graph.output
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
+    ]
+    if not unknown or proto.ByteSize() > PROTOBUF_LIMIT:
+        return
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        return  # the check says what is wrong
+    known = {value.name: value.type.tensor_type for value in inferred.graph.output}
+    for value in unknown:
+        if value.name in known and known[value.name].HasField("shape"):
+            value.type.tensor_type.shape.CopyFrom(known[value.name].shape)
 
 
 def _parse(path: Path) -> onnx.ModelProto:
