@@ -87,6 +87,28 @@ def test_unrolled_grus_of_every_form(form: str) -> None:
     np.testing.assert_array_equal(node.inputs[2].const_value.numpy()[0], expected)
 
 
+@pytest.mark.parametrize("form", ["after", "before", "difference", "swapped", "lstm"])
+def test_steps_from_constant_zeros_are_all_in_the_layer(form: str) -> None:
+    step = lstm_step(Weights(4), "torch") if form == "lstm" else gru_step(Weights(3), form)
+    found = became(unrolled(step, 4, start=np.zeros((1, HIDDEN))), "LSTM" if form == "lstm" else "GRU")
+    assert any("written out over 4 steps" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("form", ["after", "before", "lstm"])
+def test_a_first_step_from_other_constants_stays_before_the_layer(form: str) -> None:
+    step = lstm_step(Weights(4), "torch") if form == "lstm" else gru_step(Weights(3), form)
+    kind = "LSTM" if form == "lstm" else "GRU"
+    start = np.linspace(-1, 1, HIDDEN)[None]
+    model = unrolled(step, 4, start=start)
+    found = recognise(model)
+    assert len(nodes(found.model, kind)) == 1 and len(nodes(found.model, "Sigmoid")) in (2, 3)
+    assert any("written out over 3 steps" in note for note in found.notes)
+    same_outputs(model, found.model)
+    short = recognise(unrolled(step, 2, start=start))
+    assert not nodes(short.model, kind)
+    assert any("starts from constants that are not zero" in note for note in (*short.notes, *short.faults))
+
+
 def test_a_single_step_and_old_opsets() -> None:
     found = became(unrolled(lstm_step(Weights(4, seed=1), "torch"), 1), "LSTM")
     (node,) = nodes(found.model, "LSTM")

@@ -183,11 +183,16 @@ def unrolled(
     between: Callable[[Draft, str], str] | None = None,
     carry_c: bool = True,
     states: bool = True,
+    start: object = None,
 ) -> ir.Model:
-    """Returns a loop that was unrolled: x [batch, steps, input] -> y [batch, steps, hidden], h_n, c_n."""
+    """Returns a loop that was unrolled: x [batch, steps, input] -> y [batch, steps, hidden], h_n, c_n.
+
+    It starts from constants where `start` is given, else from the inputs h_0 and c_0.
+    """
     g = Draft(opset=opset)
     writers = list(step) if isinstance(step, Sequence) else [step] * steps
-    h, c, made = "h_0", "c_0", {}
+    first = ("h_0", "c_0") if start is None else (g.const(start), g.const(start))
+    (h, c), made = first, {}
     order = range(steps)[::-1] if backward else range(steps)
     for k, t in enumerate(order):
         x = g("Gather", "x", g.const(t, np.int64), axis=1)
@@ -197,12 +202,15 @@ def unrolled(
         made[t] = g.axes("Unsqueeze", h, [1])
     g("Concat", *(made[t] for t in range(steps)), out="y", axis=1)
     outputs: dict[str, Sequence[object]] = {"y": ["batch", steps, HIDDEN]}
-    inputs: dict[str, Sequence[object]] = {"x": ["batch", steps, INPUT], "h_0": ["batch", HIDDEN]}
+    inputs: dict[str, Sequence[object]] = {"x": ["batch", steps, INPUT]}
+    if start is None:
+        inputs["h_0"] = ["batch", HIDDEN]
     if states:
         outputs["h_n"] = ["batch", HIDDEN]
         g("Identity", h, out="h_n")
-    if c != "c_0" or not carry_c:
-        inputs["c_0"] = ["batch", HIDDEN]
+    if c != first[1] or not carry_c:
+        if start is None:
+            inputs["c_0"] = ["batch", HIDDEN]
         if states and carry_c:
             outputs["c_n"] = ["batch", HIDDEN]
             g("Identity", c, out="c_n")

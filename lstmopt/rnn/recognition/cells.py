@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -143,8 +143,7 @@ def _with_candidate(
     tanh, sigmoid = activation(n, "Tanh"), activation(z, "Sigmoid")
     if tanh is None or sigmoid is None or tanh.inputs[0] is None:
         return
-    ends = (value.producer() for value in leaves(tanh.inputs[0], (), constants))
-    for product in (node for node in ends if node is not None and node.op_type == "Mul"):
+    for product in _products(list(leaves(tanh.inputs[0], (), constants)), constants):
         for r, e in _orders(product):
             gate = activation(r, "Sigmoid")
             if gate is not None:
@@ -152,3 +151,18 @@ def _with_candidate(
                     GRU, (h_new,), (h,), {"z": z, "r": r, "h": n}, {"z": sigmoid, "r": gate, "h": tanh},
                     frozenset({"z"} if negated else ()), product.outputs[0], e,
                 )  # fmt: skip
+
+
+def _products(ends: Sequence[ir.Value], constants: Constants) -> Iterator[ir.Node]:
+    """Yields what could be r * e among what a candidate is an affine function of.
+
+    In a first step from zeros e is constant, so that the walk has gone on to the reset gate.
+    """
+    for value in ends:
+        node = value.producer()
+        if node is not None and node.op_type == "Mul":
+            yield node
+        elif activation(value, "Sigmoid") is not None:
+            for user, position in _users(value):
+                if user.op_type == "Mul" and constants.of(user.inputs[1 - position]) is not None:
+                    yield user

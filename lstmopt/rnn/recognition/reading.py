@@ -75,7 +75,7 @@ class Reader:
 
     def leaves(self, cell: Cell) -> dict[ir.Value, list[tuple[ir.Value, bool]]]:
         """Returns what the gates read: by origin, the values and whether a matrix lies between."""
-        stops = set() if cell.h_before is None else {cell.h_before}
+        stops = {origin(value) for value in (cell.h_before, cell.product) if value is not None}
         ends = [act.inputs[0] for act in cell.activations.values()]
         found: dict[ir.Value, bool] = {}
         for end in ends + ([cell.reset] if cell.reset_after else []):

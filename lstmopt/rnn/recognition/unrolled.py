@@ -17,6 +17,10 @@ from lstmopt.rnn.recognition.tracing import origin
 from lstmopt.rnn.weights import RnnWeights
 
 
+class FirstDiffers(Unfit):
+    """All steps but the first have the weights of one cell."""
+
+
 @dataclass(frozen=True, eq=False)
 class Chain:
     """Steps of one cell, first to last.
@@ -44,7 +48,12 @@ def find_chains(
     faults: list[str] = []
     for cells in _linked(find_cells(graph, reader.constants)):
         try:
-            chains.append(_read(cells, reader, state_inputs))
+            try:
+                chains.append(_read(cells, reader, state_inputs))
+            except FirstDiffers:
+                if len(cells) < 3:
+                    raise
+                chains.append(_read(cells[1:], reader, state_inputs))  # from the state that the first gives
         except Unfit as fault:
             faults.append(f"{len(cells)} steps of a written-out {cells[0].spec.kind} are left: {fault}")
     # Steps with the same weights that do not hand their states on are a loop with something between.
@@ -111,7 +120,7 @@ def _read(cells: list[Cell], reader: Reader, state_inputs: frozenset[str]) -> Ch
     frames = [reader.frame(cell, h) for cell, h in zip(cells, hidden, strict=True)]
     weights = reader.weights(frames[model])
     proved: set[Hashable] = set()
-    for index, frame in enumerate(frames):
+    for index, frame in (*enumerate(frames[1:], 1), (0, frames[0])):
         if frame.hidden_size != weights.hidden_size or frame.input_size != weights.w.shape[-1]:
             raise Unfit("steps of several sizes")
         form = reader.form(frame)
@@ -121,6 +130,10 @@ def _read(cells: list[Cell], reader: Reader, state_inputs: frozenset[str]) -> Ch
             reader.prove(frame, weights, index)
             proved.add(form)
         except Unfit as fault:
+            if index == 0 and model:
+                raise FirstDiffers(
+                    "its steps have different weights, or the first starts from constants that are not zero"
+                ) from fault
             raise Unfit("its steps have different weights" if index != model else str(fault)) from fault
     made = {value for cell in cells for value in cell.states}
     if len(cells) > 1 and _descends([v for f in frames for o in f.inputs for v in o.values], made):
