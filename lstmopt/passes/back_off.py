@@ -196,7 +196,7 @@ class BackOff:
 
         now, before = loss(TUNED, after.model), loss("start", state.model)
         better = "goes on from there" if now < before else "goes on from the original: tuning was too short"
-        state.progress(f"validation loss {before:.4f}, fine-tuned {now:.4f}: {better}", 1.0)
+        state.progress(f"loss on all validation data {before:.4f}, fine-tuned {now:.4f}: {better}", 1.0)
         if now >= before:
             return state
         given = state.teacher

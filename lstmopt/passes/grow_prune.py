@@ -235,7 +235,7 @@ class GrowPrune:
                 pace=self._pace(length, module),
             )
             loss = trainer.run()
-        state.progress(f"trained, validation loss {loss:.4f}", 1.0)
+        state.progress(f"trained, loss {loss:.4f} on the first part of the validation data", 1.0)
         return replace(
             state,
             model=write_back(state.model, module),
