@@ -11,6 +11,7 @@ import pytest
 
 from lstmopt.rnn.cells import LSTM
 from lstmopt.rnn.reader import SEQUENCE_LENS
+from lstmopt.rnn.scan import ALPHAS, BETAS
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.rnn.writer import rnn_model
 from lstmopt.runtimes.ops import available, library, sparse_layer_model, sparse_matmul
@@ -97,8 +98,8 @@ def double_lstm(
     alphas, betas = list(weights.activation_alpha), list(weights.activation_beta)
     functions = []
     for name in names:
-        a = alphas.pop(0) if name in WITH_ALPHA and alphas else 1.0
-        b = betas.pop(0) if name in WITH_BETA and betas else 0.0
+        a = alphas.pop(0) if name in WITH_ALPHA and alphas else ALPHAS.get(name.lower(), 0.0)
+        b = betas.pop(0) if name in WITH_BETA and betas else BETAS.get(name.lower(), 0.0)
         functions.append(lambda value, f=ACTIVATIONS[name], a=a, b=b: f(value, a, b))
     y = np.zeros((steps, directions, batch, hidden))
     h, c = (state.astype(np.float64) * (ends > 0)[:, None] for state in (h_0, c_0))

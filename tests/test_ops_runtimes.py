@@ -123,6 +123,42 @@ def test_activations(tmp_path: Path) -> None:
                 assert error(have, right) < 3e-6
 
 
+@pytest.mark.parametrize("name", sorted(WITH_ALPHA))
+def test_alpha_and_beta_that_are_not_given_are_onnxruntimes(tmp_path: Path, name: str) -> None:
+    rng = np.random.default_rng(8)
+    weights = random_layer(rng, format_named("f32"), hidden=20, inputs=20, plain=True)
+    weights = dataclasses.replace(weights, activations=("Sigmoid", name, "Tanh"))
+    given = feeds(rng, weights, 5, 2)
+    want = ort_session(save_dense(tmp_path / "dense.onnx", weights), ours=False).run(None, given)
+    path = save_sparse(tmp_path / "sparse.onnx", weights, format_named("f32"), states=True)
+    reference = double_lstm(weights, given["x"], given["h_0"], given["c_0"])
+    for results in (ort_session(path).run(None, given), ov_run(ov_compile(path), given), reference):
+        for have, right in zip(results, want, strict=True):
+            np.testing.assert_allclose(have, right, rtol=0, atol=3e-6 * max(1.0, np.abs(right).max()))
+
+
+@pytest.mark.parametrize("name", ["f32", "i8"])
+def test_more_steps_and_rows_than_are_computed_at_a_time(tmp_path: Path, name: str) -> None:
+    """A layer sums 1 MiB of its inputs at a time, a product takes 512 KiB of rows: each has several here."""
+    rng, item = np.random.default_rng(9), format_named(name)
+    for direction in ("forward", "reverse"):
+        weights = random_layer(rng, item, hidden=100, inputs=10, plain=True)
+        weights = dataclasses.replace(weights, direction=direction)
+        given = feeds(rng, weights, 400, 4)  # 2.5 MB of sums
+        want = double_lstm(weights, given["x"], given["h_0"], given["c_0"])
+        path = save_sparse(tmp_path / "sparse.onnx", weights, item, states=True)
+        for results in (ort_session(path).run(None, given), ov_run(ov_compile(path), given)):
+            for have, right in zip(results, want, strict=True):
+                assert error(have, right) < item.error
+    matrix = (rng.standard_normal((1, 33, 600)) * (rng.random((1, 33, 600)) < 0.2)).astype(np.float32)
+    x = rng.standard_normal((900, 600)).astype(np.float32)  # 2.2 MB
+    path = tmp_path / "product.onnx"
+    save_product(path, item.pack(matrix), None, x.shape)
+    want = x.astype(np.float64) @ matrix[0].T.astype(np.float64)
+    for have in (ort_session(path).run(None, {"x": x})[0], ov_run(ov_compile(path), {"x": x})[0]):
+        assert error(have, want) < item.error
+
+
 @pytest.mark.parametrize("name", [name for name in sorted(FORMATS) if name != "i8-shared"])
 def test_products(tmp_path: Path, name: str) -> None:
     rng, item = np.random.default_rng(6), format_named(name)

@@ -17,14 +17,15 @@ struct Known {
   float alpha, beta;
 };
 
+// Alpha and beta where a model gives none are ONNX Runtime's.
 constexpr Known kKnown[] = {
     {"sigmoid", Activation::kSigmoid, false, false, 0, 0},
     {"tanh", Activation::kTanh, false, false, 0, 0},
     {"relu", Activation::kRelu, false, false, 0, 0},
-    {"affine", Activation::kAffine, true, true, 1, 0},
+    {"affine", Activation::kAffine, true, true, 0, 0},
     {"leakyrelu", Activation::kLeakyRelu, true, false, 0.01f, 0},
-    {"thresholdedrelu", Activation::kThresholdedRelu, true, false, 1, 0},
-    {"scaledtanh", Activation::kScaledTanh, true, true, 1, 1},
+    {"thresholdedrelu", Activation::kThresholdedRelu, true, false, 0, 0},
+    {"scaledtanh", Activation::kScaledTanh, true, true, 0, 0},
     {"hardsigmoid", Activation::kHardSigmoid, true, true, 0.2f, 0.5f},
     {"elu", Activation::kElu, true, false, 1, 0},
     {"softsign", Activation::kSoftsign, false, false, 0, 0},
