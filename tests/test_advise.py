@@ -197,7 +197,7 @@ def test_without_data_the_error_is_the_one_of_export(folder: Path, tmp_path: Pat
         pass
 
     found = list(variants(original, target, tmp_path / "built", [], commands))
-    errors, _ = _errors(found, original, target, None, 0, silent)
+    errors, _ = _errors(found, original, target, None, 0, [], silent)
     exported = export_model(
         path, runtime="onnxruntime", precision="int8", target=target, output=tmp_path / "out", progress=silent
     )
