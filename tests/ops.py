@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,17 @@ def feeds(rng: np.random.Generator, weights: RnnWeights, steps: int, batch: int)
     }
 
 
+def activations_of(weights: RnnWeights) -> list[Callable[[Array], Array]]:
+    """Returns a layer's activations, with ONNX Runtime's alphas and betas where it gives none."""
+    alphas, betas = list(weights.activation_alpha), list(weights.activation_beta)
+    functions = []
+    for name in weights.activations or weights.cell.activations * weights.num_directions:
+        a = alphas.pop(0) if name in WITH_ALPHA and alphas else ALPHAS.get(name.lower(), 0.0)
+        b = betas.pop(0) if name in WITH_BETA and betas else BETAS.get(name.lower(), 0.0)
+        functions.append(lambda value, f=ACTIVATIONS[name], a=a, b=b: f(value, a, b))
+    return functions
+
+
 def double_lstm(
     weights: RnnWeights, x: Array, h_0: Array, c_0: Array, lengths: Array | None = None
 ) -> list[Array]:
@@ -94,13 +106,7 @@ def double_lstm(
     directions, hidden = weights.num_directions, weights.hidden_size
     ends = np.full(batch, steps) if lengths is None else np.clip(lengths, 0, steps)
     bound = np.inf if weights.clip is None else weights.clip
-    names = weights.activations or LSTM.activations * directions
-    alphas, betas = list(weights.activation_alpha), list(weights.activation_beta)
-    functions = []
-    for name in names:
-        a = alphas.pop(0) if name in WITH_ALPHA and alphas else ALPHAS.get(name.lower(), 0.0)
-        b = betas.pop(0) if name in WITH_BETA and betas else BETAS.get(name.lower(), 0.0)
-        functions.append(lambda value, f=ACTIVATIONS[name], a=a, b=b: f(value, a, b))
+    functions = activations_of(weights)
     y = np.zeros((steps, directions, batch, hidden))
     h, c = (state.astype(np.float64) * (ends > 0)[:, None] for state in (h_0, c_0))
     for d in range(directions):

@@ -18,9 +18,9 @@ from lstmopt.runtimes.ops import sparse_layer_model
 from lstmopt.sparsity.formats import FORMATS, Format, format_named, unpack
 from lstmopt.sparsity.formats.layers import layer_bytes, pack_layer
 from tests.ops import (
-    ACTIVATIONS,
     WITH_ALPHA,
     WITH_BETA,
+    activations_of,
     check_lengths,
     error,
     needs_ops,
@@ -76,12 +76,9 @@ def double_gru(weights: RnnWeights, x: Array, h_0: Array, lengths: Array | None 
     steps, batch, _ = x.shape
     ends = np.full(batch, steps) if lengths is None else np.clip(lengths, 0, steps)
     bound = np.inf if weights.clip is None else weights.clip
-    alphas, betas = list(weights.activation_alpha), list(weights.activation_beta)
-    functions = []
-    for name in weights.activations or GRU.activations * weights.num_directions:
-        a = alphas.pop(0) if name in WITH_ALPHA and alphas else 1.0
-        b = betas.pop(0) if name in WITH_BETA and betas else 0.0
-        functions.append(lambda value, f=ACTIVATIONS[name], a=a, b=b: f(np.clip(value, -bound, bound), a, b))
+    functions = [
+        lambda value, f=function: f(np.clip(value, -bound, bound)) for function in activations_of(weights)
+    ]
     y = np.zeros((steps, weights.num_directions, batch, weights.hidden_size))
     h = h_0.astype(np.float64) * (ends > 0)[:, None]
     for d in range(weights.num_directions):

@@ -15,7 +15,7 @@ from torch import Tensor
 from lstmopt.bridge.module import OnnxModule
 from lstmopt.rnn.examples import real_inputs
 from lstmopt.runtimes.base import TensorInfo, tensor_info
-from lstmopt.tasks.spread import Spread
+from lstmopt.tasks.variance import Variance
 
 if TYPE_CHECKING:
     from lstmopt.tasks.base import Batch
@@ -101,7 +101,7 @@ def output_variances(
         ports: the outputs.
         count: most calls to look at.
     """
-    spreads = {port.name: Spread() for port in ports}
+    spreads = {port.name: Variance() for port in ports}
     with torch.no_grad():
         for batch in islice(batches, count):
             outputs = stream(batch, stream.module.placed_feeds(batch.feeds))

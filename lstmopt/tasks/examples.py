@@ -13,7 +13,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.tasks.base import Array, Batch, Evaluation, FloatArray, Runner
 from lstmopt.tasks.data import Dataset
 from lstmopt.tasks.interface import Interface, Port, check_answers, check_classes, log_probabilities
-from lstmopt.tasks.spread import Spread
+from lstmopt.tasks.variance import Variance
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -172,7 +172,7 @@ class Distillation(_Examples):
             raise ValueError("distill: evaluate needs the original")
         compared = self.compared
         errors: dict[str, list[FloatArray]] = {port.name: [] for port in compared}
-        spreads = {port.name: Spread() for port in compared}
+        spreads = {port.name: Variance() for port in compared}
         agreed: list[npt.NDArray[np.bool_]] = []
         for call, outputs, truth in self._runs(session, reference, part, limit):
             assert truth is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -143,7 +143,7 @@ def _with_candidate(
     tanh, sigmoid = activation(n, "Tanh"), activation(z, "Sigmoid")
     if tanh is None or sigmoid is None or tanh.inputs[0] is None:
         return
-    for product in _products(list(leaves(tanh.inputs[0], (), constants)), constants):
+    for product in _products(leaves(tanh.inputs[0], (), constants), constants):
         for r, e in _orders(product):
             gate = activation(r, "Sigmoid")
             if gate is not None:
@@ -153,7 +153,7 @@ def _with_candidate(
                 )  # fmt: skip
 
 
-def _products(ends: Sequence[ir.Value], constants: Constants) -> Iterator[ir.Node]:
+def _products(ends: Iterable[ir.Value], constants: Constants) -> Iterator[ir.Node]:
     """Yields what could be r * e among what a candidate is an affine function of.
 
     In a first step from zeros e is constant, so that the walk has gone on to the reset gate.

@@ -17,10 +17,6 @@ from lstmopt.rnn.recognition.tracing import origin
 from lstmopt.rnn.weights import RnnWeights
 
 
-class FirstDiffers(Unfit):
-    """All steps but the first have the weights of one cell."""
-
-
 @dataclass(frozen=True, eq=False)
 class Chain:
     """Steps of one cell, first to last.
@@ -48,12 +44,7 @@ def find_chains(
     faults: list[str] = []
     for cells in _linked(find_cells(graph, reader.constants)):
         try:
-            try:
-                chains.append(_read(cells, reader, state_inputs))
-            except FirstDiffers:
-                if len(cells) < 3:
-                    raise
-                chains.append(_read(cells[1:], reader, state_inputs))  # from the state that the first gives
+            chains.append(_read(cells, reader, state_inputs))
         except Unfit as fault:
             faults.append(f"{len(cells)} steps of a written-out {cells[0].spec.kind} are left: {fault}")
     # Steps with the same weights that do not hand their states on are a loop with something between.
@@ -130,11 +121,13 @@ def _read(cells: list[Cell], reader: Reader, state_inputs: frozenset[str]) -> Ch
             reader.prove(frame, weights, index)
             proved.add(form)
         except Unfit as fault:
-            if index == 0 and model:
-                raise FirstDiffers(
-                    "its steps have different weights, or the first starts from constants that are not zero"
-                ) from fault
-            raise Unfit("its steps have different weights" if index != model else str(fault)) from fault
+            if index == model:
+                raise
+            if index == 0 and len(frames) > 2:  # a layer all the same, from the state that the first gives
+                cells, frames = cells[1:], frames[1:]
+                break
+            start = "" if index else ", or the first starts from constants that are not zero"
+            raise Unfit(f"its steps have different weights{start}") from fault
     made = {value for cell in cells for value in cell.states}
     if len(cells) > 1 and _descends([v for f in frames for o in f.inputs for v in o.values], made):
         raise Unfit("the input of a step depends on the one before")

@@ -11,7 +11,7 @@ EPSILON = float(np.finfo(np.float64).eps)
 
 
 @dataclass
-class Spread:
+class Variance:
     """Count, mean and variance so far: the outputs of a whole data set need not fit in memory.
 
     Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances"

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lstmopt.tasks.spread import Spread
+from lstmopt.tasks.variance import Variance
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -18,7 +18,7 @@ from lstmopt.tasks.spread import Spread
 def test_it_is_that_of_all_arrays_together(seed: int, sizes: list[int], offset: float) -> None:
     rng = np.random.default_rng(seed)
     arrays = [offset * number + rng.standard_normal((size, 3)) for number, size in enumerate(sizes)]
-    spread = Spread()
+    spread = Variance()
     for array in arrays:
         spread.add(array)
     whole = np.concatenate([array.reshape(-1) for array in arrays] or [np.zeros(0)])
@@ -26,13 +26,13 @@ def test_it_is_that_of_all_arrays_together(seed: int, sizes: list[int], offset: 
 
 
 def test_constant_numbers_have_none() -> None:
-    spread = Spread()
+    spread = Variance()
     for _ in range(3):
         spread.add(np.full((4, 2), 0.1))
     assert spread.variance == 0.0
 
 
 def test_infinity_is_not_taken_for_a_constant() -> None:
-    spread = Spread()
+    spread = Variance()
     spread.add(np.array([1.0, np.inf]))
     assert np.isnan(spread.variance)
