@@ -74,15 +74,17 @@ def test_unrolled_lstms_of_every_order(style: str) -> None:
     np.testing.assert_array_equal(node.inputs[2].const_value.numpy()[0], expected)
 
 
-@pytest.mark.parametrize("form", ["after", "before", "difference", "swapped", "chunk"])
+@pytest.mark.parametrize(
+    "form", ["after", "before", "difference", "less", "swapped", "less-swapped", "chunk"]
+)
 def test_unrolled_grus_of_every_form(form: str) -> None:
     weights = Weights(3)
     found = became(unrolled(gru_step(weights, form), 3, backward=form == "before"), "GRU")
     (node,) = nodes(found.model, "GRU")
     after = "linear_before_reset" in node.attributes
-    assert after == (form in ("after", "difference", "chunk"))
+    assert after == (form in ("after", "difference", "less", "chunk"))
     packed = {name: weights.r[k * HIDDEN : (k + 1) * HIDDEN] for k, name in enumerate("rzh")}
-    packed["z"] = -packed["z"] if form == "swapped" else packed["z"]
+    packed["z"] = -packed["z"] if "swapped" in form else packed["z"]
     expected = np.concatenate([packed[name] for name in GRU.gates]).astype(np.float32)
     np.testing.assert_array_equal(node.inputs[2].const_value.numpy()[0], expected)
 

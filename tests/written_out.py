@@ -141,7 +141,7 @@ def chunks(g: Draft, value: str) -> list[str]:
 
 
 def gru_step(weights: Weights, form: str) -> Step:
-    """Returns a function that writes one step of a GRU: "after", "before", "difference", "swapped"."""
+    """Returns a function that writes one step of a GRU; `form` is how its gates are combined."""
 
     def write(g: Draft, x: str, h: str, c: str) -> tuple[str, str]:
         parts = [slice(k * HIDDEN, (k + 1) * HIDDEN) for k in range(3)]
@@ -150,10 +150,10 @@ def gru_step(weights: Weights, form: str) -> Step:
                 chunks(g, g("Gemm", value, g.const(matrix), g.const(bias), transB=1))
                 for value, matrix, bias in ((x, weights.w, weights.b), (h, weights.r, weights.rb))
             )
-        elif form in ("after", "difference"):
+        elif form in ("after", "difference", "less"):
             mine = g.split(g("Gemm", x, g.const(weights.w), g.const(weights.b), transB=1), 3)
             theirs = g.split(g("Gemm", h, g.const(weights.r), g.const(weights.rb), transB=1), 3)
-        if form in ("after", "difference", "chunk"):
+        if form in ("after", "difference", "less", "chunk"):
             r, z = (g("Sigmoid", g("Add", mine[k], theirs[k])) for k in (0, 1))
             n = g("Tanh", g("Add", mine[2], g("Mul", r, theirs[2])))
         else:
@@ -166,6 +166,10 @@ def gru_step(weights: Weights, form: str) -> Step:
             n = g("Tanh", product(2, g("Mul", r, h), "n"))
         if form == "difference":
             return g("Add", g("Mul", g("Sub", h, n), z), n), c
+        if form == "less":
+            return g("Sub", n, g("Mul", g("Sub", n, h), z)), c
+        if form == "less-swapped":
+            return g("Sub", h, g("Mul", z, g("Sub", h, n))), c
         one = g("Sub", g.const(1.0), z)
         if form == "swapped":
             return g("Add", g("Mul", z, n), g("Mul", one, h)), c

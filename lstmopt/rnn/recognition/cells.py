@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import islice, permutations
 
 import numpy as np
 import onnx_ir as ir
@@ -54,6 +54,7 @@ def find_cells(graph: ir.Graph, constants: Constants) -> Iterator[Cell]:
     for node in graph:
         if node.op_type in ("Add", "Sum") and len(node.inputs) == 2:
             yield from _lstm(node)
+        if node.op_type in ("Add", "Sum", "Sub") and len(node.inputs) == 2:
             yield from _gru(node, constants)
 
 
@@ -106,9 +107,10 @@ def _users(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
 
 
 def _gru(node: ir.Node, constants: Constants) -> Iterator[Cell]:
-    """H' = (1 - z) . n + z . H or n + z . (H - n), and both with 1 - z in the place of z."""
+    """H' = (1 - z) . n + z . H, n + z . (H - n) or n - z . (n - H), and each with 1 - z in the place of z."""
     h_new = node.outputs[0]
-    for first, second in _orders(node):
+    less = node.op_type == "Sub"
+    for first, second in islice(_orders(node), 1 if less else None):
         product = _producer(second, "Mul")
         if product is None:
             continue
@@ -116,12 +118,12 @@ def _gru(node: ir.Node, constants: Constants) -> Iterator[Cell]:
             spread = _producer(difference, "Sub")
             if spread is None or activation(gate, "Sigmoid") is None:
                 continue
-            a, b = spread.inputs
+            a, b = reversed(spread.inputs) if less else spread.inputs
             if a is not None and b is not None and origin(b) is origin(first):
-                # first + gate . (a - first)
+                # first + gate . (a - first), or first - gate . (first - a)
                 yield from _with_candidate(h_new, n=first, h=a, z=gate, negated=False, constants=constants)
                 yield from _with_candidate(h_new, n=a, h=first, z=gate, negated=True, constants=constants)
-        written = _producer(first, "Mul")
+        written = None if less else _producer(first, "Mul")
         if written is None:
             continue
         for (one, x), (gate, y) in ((left, right) for left in _orders(written) for right in _orders(product)):
