@@ -400,7 +400,7 @@ def _rich(renderable: Any) -> None:
 @_target
 @_shape
 @_threads
-@click.option("--data", help="Data to measure degradation on: FILE.npz or module:function.")
+@click.option("--data", help="As of optimize: degradation is measured on its last tenth.")
 @_json
 def advise(
     model: Path,

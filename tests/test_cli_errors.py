@@ -284,9 +284,11 @@ def test_output_that_cannot_be_written(tmp_path: Path, model: Path) -> None:
 
 def test_dry_run_changes_nothing(tmp_path: Path, model: Path) -> None:
     data = examples(tmp_path / "data.npz")
-    result = call("optimize", model, "--data", data, "-o", tmp_path / "out", "--dry-run")
+    result = call("optimize", model, "--data", data, "--budget", "2m", "-o", tmp_path / "out", "--dry-run")
     assert result.returncode == 0, result.stderr
-    assert "classify" in result.stdout
+    assert "classify" in result.stdout and "all training ends after 120 s" in result.stdout
+    # Settings that are the defaults are not shown.
+    assert "BackOff" in result.stdout and "learning_rate" not in result.stdout
     assert not (tmp_path / "out").exists()
 
 

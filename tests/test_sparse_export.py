@@ -21,7 +21,7 @@ import lstmopt
 from lstmopt.errors import LstmoptError
 from lstmopt.passes import Export, Simplify, Trained, Verify
 from lstmopt.passes import formats as formats_module
-from lstmopt.passes.convert import export_model
+from lstmopt.passes.convert import STANDARD, export_model
 from lstmopt.passes.formats import (
     DENSE,
     Measured,
@@ -31,7 +31,7 @@ from lstmopt.passes.formats import (
     smallest_formats,
     worth_measuring,
 )
-from lstmopt.passes.sparse_ops import RoundWeights, SparseOps, sparse_places
+from lstmopt.passes.sparse_ops import MOST_COLUMNS, RoundWeights, SparseOps, sparse_places
 from lstmopt.passes.trained import pattern_of
 from lstmopt.report.schema import Manifest, Report
 from lstmopt.rnn.cells import LSTM
@@ -329,6 +329,22 @@ def test_numbers_that_the_ops_refuse_leave_a_node_as_it_is() -> None:
     assert not sparse_places(model)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_that_are_too_long_for_the_ops_leave_a_node_as_it_is(name: str, tmp_path: Path) -> None:
+    """The longest that are not, without a zero, are loaded in every format."""
+    model = product("Gemm", 3, MOST_COLUMNS, False, False, 0)
+    node = next(iter(model.graph))
+    full = np.random.default_rng(0).choice([-1.0, 1.0], (MOST_COLUMNS, 3)).astype(np.float32)
+    node.inputs[1].const_value = ir.Tensor(full)
+    feeds = {"x": np.random.default_rng(1).standard_normal((2, MOST_COLUMNS)).astype(np.float32)}
+    for item in PRODUCT_FORMATS:
+        (place,) = sparse_places(model, 1.0)
+        sparse = rewrite(model, SparseOps({place.name: item}, densest=1.0))
+        outputs = ran(sparse, name, tmp_path, feeds, f"sparse-{item}")
+        assert error(outputs["y"], feeds["x"].astype(np.float64) @ full) <= (1e-5 if item == "f32" else 0.03)
+    assert not sparse_places(product("Gemm", 3, MOST_COLUMNS + 1, False, False, 0))
+
+
 @pytest.mark.parametrize("fixed", [True, False])
 def test_formats_are_measured_in_the_shape_that_the_graph_fixes(
     fixed: bool, monkeypatch: pytest.MonkeyPatch
@@ -392,7 +408,14 @@ def test_export_of_a_model_that_holds_zeros(name: str, folder: Path, tmp_path: P
         assert entry == made.deployment and entry.precision == precision and made.error < 0.01
         assert len(entry.libraries) == 1 and entry.libraries[0].is_file() and entry.libraries[0].parent == out
         assert entry.libraries[0].name in manifest.files
-        assert error(open_session(entry, 1).run(feeds)["scores"], expected) < 0.02
+        scores = open_session(entry, 1).run(feeds)["scores"]
+        assert error(scores, expected) < 0.02
+        # The same rounded weights in standard operators: what is left is the rounding of activations.
+        standard = load_model(out / STANDARD)
+        assert {node.domain for node in standard.graph} <= {"", "ai.onnx"} and STANDARD in manifest.files
+        plain = Reference(standard).run(feeds)["scores"]
+        assert (precision == "sparse-f32") == np.array_equal(plain, expected)
+        assert error(plain, expected) < 0.02 and error(scores, plain) < 0.02
 
 
 def test_the_shell_names_sparse_formats_by_their_numbers(folder: Path, tmp_path: Path) -> None:

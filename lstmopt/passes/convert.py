@@ -19,6 +19,7 @@ from lstmopt.measure.fingerprint import fingerprint
 from lstmopt.passes.candidates import Feeds, timing_calls
 from lstmopt.passes.formats import build_in, measured_formats, nothing_sparse
 from lstmopt.passes.rewrites import FixShapes
+from lstmopt.passes.sparse_ops import RoundWeights
 from lstmopt.precision import SPARSE, is_sparse
 from lstmopt.report.folder import MANIFEST, manifest_files, write_folder
 from lstmopt.report.manifest import Manifest, state_records
@@ -46,6 +47,9 @@ CLOSE = 1e-5
 
 AUTO_ERROR = 0.01
 """Root mean square error over the outputs' standard deviation that `auto` allows."""
+
+STANDARD = "standard.onnx"
+"""Beside a file for the sparse ops: the weights that they compute with, in operators of ONNX."""
 
 Progress = Callable[[str, float], None]
 
@@ -79,6 +83,7 @@ class Exported(BaseModel):
             f"relative error {self.error:.1e} against the original in f32",
             *_loading(ours),
             *(f"register {library} with the runtime first" for library in ours.libraries),
+            *([f"{STANDARD} beside it: the same weights for any other runtime"] if ours.libraries else []),
             *(f"{item.file}: the same, states inside; request.reset_state()" for item in self.stateful),
             *(f"Note: {note}" for note in self.notes),
         ]
@@ -98,7 +103,8 @@ def export_model(
 ) -> Exported:
     """Writes a model in the form that a runtime executes, without training.
 
-    The folder gets the runtime's files and a ``manifest.json`` with the settings to load them with.
+    The folder gets the runtime's files and a ``manifest.json`` with the settings to load them with; where
+    they call the sparse ops, `STANDARD` too.
 
     Args:
         path: the ONNX file.
@@ -190,7 +196,7 @@ def convert(
         built: list[tuple[Deployment, float]] = []
         faults: list[LstmoptError] = []
         choose = measured_formats(model, calls[0][1], target, progress=progress)
-        known: list[dict[str, str]] = []
+        known: dict[str, dict[str, str]] = {}
         for item in wanted:
             try:
                 written = build_in(
@@ -201,7 +207,7 @@ def convert(
                     choose,
                     target.threads,
                     Path(folder) / item,
-                    known,
+                    known.values(),
                     [feeds for _, feeds in sorted(calls, key=lambda call: -call[0])],
                 )
                 if written is None and precision == "auto":
@@ -209,7 +215,7 @@ def convert(
                 if written is None:
                     raise nothing_sparse(str(path))
                 made, formats = written
-                known.append(formats)
+                known[item] = formats
                 session = open_session(stand_in(made), target.threads)
                 error = relative_error(session.run(calls[0][1]), expected, real_outputs(model))
                 _check_numbers(error, made)
@@ -222,6 +228,8 @@ def convert(
         if not built:
             raise faults[0]
         best, error = _fastest(built, calls, target, progress) if precision == "auto" else built[0]
+        if is_sparse(best.precision):
+            save_model(rewrite(model, RoundWeights(known[best.precision])), best.file.parent / STANDARD)
         kept: tuple[StatefulDeployment, ...] = ()
         if stateful:
             pairs = [(pair.input, pair.output) for pair in state_pairs(model)]

@@ -29,6 +29,9 @@ Formats = Mapping[str, str]
 DENSEST = 0.5
 """Density up to which it is worth measuring whether a format is faster than the runtimes' dense kernels."""
 
+MOST_COLUMNS = 2**16 - 2**8
+"""Columns of a matrix up to which no row, padding included, has more entries than the kernels add: 65,536."""
+
 
 @dataclass(frozen=True, eq=False)
 class Place:
@@ -82,8 +85,8 @@ def sparse_places(model: ir.Model, densest: float = DENSEST) -> tuple[Place, ...
     """Returns the nodes that a sparse op could replace: at most half of W, of R or of the matrix is not zero.
 
     They are the layers that `lstmopt.rnn` supports, those in bodies included; and of the main graph MatMul
-    with a constant matrix on the right, and Gemm of plain form with one. Numbers that the ops refuse leave a
-    node as it is.
+    with a constant matrix on the right, and Gemm of plain form with one. Numbers that the ops refuse, and
+    sizes, leave a node as it is.
 
     Args:
         model: the graph; weights in f32.
@@ -110,7 +113,7 @@ def sparse_places(model: ir.Model, densest: float = DENSEST) -> tuple[Place, ...
                 name = f"{name}_{index}"
             place = Place(name, node, None, (matrix,))
         taken.add(place.name)
-        if place.density <= densest:
+        if place.density <= densest and all(m.shape[-1] <= MOST_COLUMNS for m in place.matrices):
             found.append(place)
     return tuple(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,27 @@ def plan(
         labelled=labelled,
         max_degradation=(0.0 if labelled else 0.01) if max_degradation is None else max_degradation,
         layers={layer.name: layer.weights.hidden_size for layer in layers if layer.weights is not None},
-        stages=tuple(repr(stage) for stage in stages),
-        notes=(*notes, *left_out, *fixed, f"{budget or Budget()}, seed {seed}"),
+        stages=tuple(_brief(stage) for stage in stages),
+        notes=(*notes, *left_out, *fixed, *((_limit(budget),) if trained is None else ()), f"seed {seed}"),
     )
+
+
+def _brief(stage: Any) -> str:
+    """Returns a stage's name, with the settings that are not its defaults."""
+    if not is_dataclass(stage) or isinstance(stage, type):
+        return repr(stage)
+    told = []
+    for field in fields(stage):
+        value = getattr(stage, field.name)
+        made = field.default_factory() if field.default_factory is not MISSING else field.default
+        if field.repr and value != made:
+            told.append(f"{field.name}={_brief(value)}")
+    return f"{type(stage).__name__}({', '.join(told)})" if told else type(stage).__name__
+
+
+def _limit(budget: Budget | None) -> str:
+    if budget is None or (budget.seconds, budget.steps) == (None, None):
+        return "each training ends after its passes over the data: there is no --budget"
+    if budget.seconds is not None:
+        return f"all training ends after {budget.seconds:g} s"
+    return f"each training ends after {budget.steps} steps"

@@ -1,6 +1,7 @@
 #include "sparse_layer.hpp"
 
 #include <algorithm>
+#include <array>
 #include <sstream>
 
 #include "pool.h"
@@ -156,11 +157,11 @@ bool SparseSequence::visit_attributes(ov::AttributeVisitor& visitor) {
 bool SparseSequence::run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
   if (!layer_ || inputs.size() != get_input_size() || outputs.size() != output_count()) return false;
   const size_t directions = lstmopt_layer_directions(layer_->get()), hidden = lstmopt_layer_hidden(layer_->get());
-  const ov::Shape x = inputs[kX].get_shape();
+  const ov::Shape& x = inputs[kX].get_shape();
   if (x.size() != 3) return false;
-  const ov::Shape state{directions, x[1], hidden};
-  outputs[0].set_shape(ov::Shape{x[0], directions, x[1], hidden});
-  for (size_t at = 1; at < output_count(); ++at) outputs[at].set_shape(state);
+  const std::array<size_t, 3> state{directions, x[1], hidden};
+  shape_to(outputs[0], {x[0], directions, x[1], hidden});
+  for (size_t at = 1; at < output_count(); ++at) shape_to(outputs[at], {state[0], state[1], state[2]});
   for (const ov::Tensor& output : outputs) {
     if (!is_float(output.get_element_type())) return false;
   }
@@ -187,7 +188,9 @@ bool SparseSequence::run(ov::TensorVector& outputs, const ov::TensorVector& inpu
   }
   for (const size_t at : {h0, c0}) {
     if (at == kAbsent) continue;
-    if (inputs[at].get_shape() != state || !is_float(inputs[at].get_element_type())) return false;
+    const ov::Shape& given = inputs[at].get_shape();
+    if (!std::equal(given.begin(), given.end(), state.begin(), state.end())) return false;
+    if (!is_float(inputs[at].get_element_type())) return false;
     (at == h0 ? call.h0 : call.c0) = to_f32(inputs[at], at == h0 ? 1 : 2);
   }
   call.y = for_f32(outputs[0], 3);

@@ -1,5 +1,7 @@
 #include "sparse_matmul.hpp"
 
+#include <algorithm>
+
 #include "pool.h"
 #include "tensors.h"
 
@@ -70,11 +72,16 @@ bool SparseMatMul::visit_attributes(ov::AttributeVisitor& visitor) {
 
 bool SparseMatMul::run(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
   if (!product_ || inputs.size() != get_input_size() || outputs.size() != 1) return false;
-  ov::Shape shape = inputs[kX].get_shape();
-  if (shape.empty()) return false;
-  const size_t columns = lstmopt_matmul_columns(product_->get()), given = shape.back();
-  shape.back() = lstmopt_matmul_units(product_->get());
-  outputs[0].set_shape(shape);
+  const ov::Shape& x = inputs[kX].get_shape();
+  if (x.empty()) return false;
+  const size_t columns = lstmopt_matmul_columns(product_->get()), units = lstmopt_matmul_units(product_->get());
+  const size_t given = x.back();
+  const ov::Shape& y_shape = outputs[0].get_shape();
+  if (y_shape.size() != x.size() || y_shape.back() != units || !std::equal(x.begin(), x.end() - 1, y_shape.begin())) {
+    ov::Shape shape = x;
+    shape.back() = units;
+    outputs[0].set_shape(shape);
+  }
   if (given != columns || !is_float(inputs[kX].get_element_type()) || !is_float(outputs[0].get_element_type())) return false;
   const size_t rows = inputs[kX].get_size() / columns;
   float* y = for_f32(outputs[0], 1);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 #include <openvino/core/type/element_type.hpp>
 #include <openvino/core/type/bfloat16.hpp>
 #include <openvino/core/type/float16.hpp>
@@ -20,6 +21,12 @@ T* kept(size_t place, size_t count) {
   thread_local std::vector<T> memory[8];
   if (memory[place].size() < count) memory[place].resize(count);
   return memory[place].data();
+}
+
+// Gives a tensor its shape. Making an ov::Shape allocates, so that only a tensor of another shape gets one.
+inline void shape_to(ov::Tensor& tensor, std::initializer_list<size_t> sizes) {
+  const ov::Shape& now = tensor.get_shape();
+  if (!std::equal(now.begin(), now.end(), sizes.begin(), sizes.end())) tensor.set_shape(ov::Shape(sizes));
 }
 
 // Returns the tensor's numbers: its own memory where they are f32 already.
