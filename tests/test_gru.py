@@ -28,6 +28,7 @@ from lstmopt.rnn.groups import analyse
 from lstmopt.rnn.inspection import inspect_model
 from lstmopt.rnn.plan import Plan
 from lstmopt.rnn.reader import find_rnns
+from lstmopt.rnn.states import fixed_batch
 from lstmopt.rnn.surgery import resize
 from lstmopt.rnn.writer import rnn_model, write_weights
 from lstmopt.runtimes import open_session
@@ -241,7 +242,8 @@ def test_states_are_carried_and_kept_inside(tmp_path: Path, after: bool) -> None
                 state = outputs["h_n"]
                 np.testing.assert_allclose(outputs["y"], want, atol=1e-5)
             if name == "openvino":
-                inside = open_session(make_stateful(explicit, [("h_0", "h_n")], feeds, 1), 1)
+                pairs, shapes = [("h_0", "h_n")], fixed_batch(model, feeds)
+                inside = open_session(make_stateful(explicit, pairs, feeds, shapes, 1), 1)
                 for chunk, want in zip(chunks, expected, strict=True):
                     np.testing.assert_allclose(inside.run({"x": chunk})["y"], want, atol=1e-5)
 

@@ -186,7 +186,7 @@ def test_near_misses_are_left_with_a_remark() -> None:
     [
         ("count", "a Min is in its count"),
         ("index", "a Min is in its count"),
-        ("slice", "the whole of a longer input"),
+        ("slice", "other sizes than that of the sequence"),
         ("condition", "the whole of a longer input"),
     ],
 )

@@ -384,9 +384,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = load_model(classifier(path / "model.onnx", 128))
     layer = find_rnns(model)[0]
     assert layer.weights is not None
-    masks = parse_pattern("bank64:step4").masks({k: np.abs(getattr(layer.weights, k)[0]) for k in "wr"}, 0.06)
-    weights = replace(layer.weights, w=layer.weights.w * masks["w"], r=layer.weights.r * masks["r"])
-    write_weights(model, layer, weights)
+    masks = parse_pattern("bank64:step4").masks({"r": np.abs(layer.weights.r[0])}, 0.06)
+    # W, of 4 columns, stays as it is: without an entry the model would compute nothing but zeros.
+    write_weights(model, layer, replace(layer.weights, r=layer.weights.r * masks["r"]))
     save_model(model, path / "pruned.onnx")
     examples(path / "data.npz", 60)
     return path
@@ -397,7 +397,8 @@ def test_export_of_a_model_that_holds_zeros(name: str, folder: Path, tmp_path: P
     model = load_model(folder / "pruned.onnx")
     feeds = example_inputs(model, 0, {"sequence": 7, "batch": 3})
     expected = Reference(model).run(feeds)["scores"]
-    for precision in ("sparse-i8", "sparse-i16", "sparse-f32"):
+    assert expected.std() > 0.1
+    for precision, most in (("sparse-i8", 0.04), ("sparse-i16", 0.01), ("sparse-f32", 1e-5)):
         out = tmp_path / precision
         options: dict[str, Any] = {"runtime": name, "precision": precision, "target": "local"}
         made = export_model(
@@ -405,17 +406,17 @@ def test_export_of_a_model_that_holds_zeros(name: str, folder: Path, tmp_path: P
         )
         manifest = Manifest.load(out / "manifest.json")
         (entry,) = manifest.deployments(out)
-        assert entry == made.deployment and entry.precision == precision and made.error < 0.01
+        assert entry == made.deployment and entry.precision == precision and made.error < most
         assert len(entry.libraries) == 1 and entry.libraries[0].is_file() and entry.libraries[0].parent == out
         assert entry.libraries[0].name in manifest.files
         scores = open_session(entry, 1).run(feeds)["scores"]
-        assert error(scores, expected) < 0.02
+        assert error(scores, expected) < most
         # The same rounded weights in standard operators: what is left is the rounding of activations.
         standard = load_model(out / STANDARD)
         assert {node.domain for node in standard.graph} <= {"", "ai.onnx"} and STANDARD in manifest.files
         plain = Reference(standard).run(feeds)["scores"]
-        assert (precision == "sparse-f32") == np.array_equal(plain, expected)
-        assert error(plain, expected) < 0.02 and error(scores, plain) < 0.02
+        assert error(plain, expected) < 1e-5 or precision != "sparse-f32"
+        assert error(plain, expected) < most and error(scores, plain) < most
 
 
 def test_the_shell_names_sparse_formats_by_their_numbers(folder: Path, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import lstmopt
@@ -17,9 +19,11 @@ from lstmopt.passes import Export, Resize
 from lstmopt.passes.convert import export_model
 from lstmopt.passes.verify import verify_artifact
 from lstmopt.report.schema import Manifest
+from lstmopt.rnn.cells import GRU
 from lstmopt.rnn.execution import Reference
 from lstmopt.rnn.files import load_model, save_model
-from lstmopt.rnn.states import state_pairs
+from lstmopt.rnn.states import fixed_batch, state_pairs
+from lstmopt.rnn.writer import rnn_model
 from lstmopt.runtimes import open_session
 from lstmopt.runtimes import runtime as find_runtime
 from lstmopt.runtimes.stateful import make_stateful
@@ -199,7 +203,8 @@ def test_sparse_ops_keep_their_states_inside_too(name: str, tmp_path: Path) -> N
     outputs = [value.name for value in onnx.load(source).graph.output]
     pairs = [("h_0", outputs[1]), ("c_0", outputs[2])]
     zeros = {name: np.zeros((1, 1, 32), np.float32) for name in ("h_0", "c_0")}
-    made = make_stateful(built, pairs, {"x": chunk(0), **zeros}, 1)
+    feeds = {"x": chunk(0), **zeros}
+    made = make_stateful(built, pairs, feeds, fixed_batch(load_model(source), feeds), 1)
     ours, theirs, states = open_session(made, 1), open_session(built, 1), zeros
     for number in range(CHUNKS):
         expected = theirs.run({"x": chunk(number), **states})
@@ -207,3 +212,33 @@ def test_sparse_ops_keep_their_states_inside_too(name: str, tmp_path: Path) -> N
         np.testing.assert_allclose(
             ours.run({"x": chunk(number)})[outputs[0]], expected[outputs[0]], atol=1e-5
         )
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_a_layer_that_reads_its_states_directly_keeps_them_inside(kind: str, tmp_path: Path) -> None:
+    """With variables of one batch, and x of any, OpenVINO's own layers would compute no step."""
+    layer = random_layer(np.random.default_rng(0), hidden=16, inputs=6, density=1.0, plain=True)
+    if kind == "GRU":
+        layer = replace(
+            layer, cell=GRU, w=layer.w[:, :3], r=layer.r[:, :3], b=layer.b[:, :, :3], reset_after=True
+        )
+    model = rnn_model(layer, states=True)
+    for axis, name in enumerate(("s", "b")):  # names that do not tell which is which
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            value.shape = ir.Shape(
+                [name if str(size) == ("sequence", "batch")[axis] else size for size in value.shape]
+            )
+    save_model(model, tmp_path / "model.onnx")
+    out = tmp_path / "out"
+    options = "--runtime", "openvino", "--format", "f32", "--stateful", "-o", out
+    result = call("export", tmp_path / "model.onnx", *options)
+    assert result.returncode == 0, result.stderr
+    manifest = Manifest.load(out / "manifest.json")
+    (made,) = manifest.stateful
+    inside = open_session(made.inside(out), 1)
+    states = {pair.input: np.zeros((1, 1, 16), np.float32) for pair in state_pairs(model)}
+    for number, steps in enumerate((3, 1, 7, 2)):
+        x = np.random.default_rng(number).standard_normal((steps, 1, 6)).astype(np.float32)
+        expected = Reference(model).run({"x": x, **states})
+        states = {pair.input: expected[pair.output] for pair in state_pairs(model)}
+        np.testing.assert_allclose(inside.run({"x": x})["y"], expected["y"], atol=1e-5)

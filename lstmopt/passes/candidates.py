@@ -16,9 +16,9 @@ from lstmopt.errors import LstmoptError
 from lstmopt.passes.elsewhere import Prediction, is_elsewhere, predict
 from lstmopt.passes.formats import FormatsOf, build_in, measured_formats
 from lstmopt.precision import is_sparse
-from lstmopt.rnn.examples import example_inputs, sizes_for
+from lstmopt.rnn.examples import axis_roles, example_inputs, sizes_for
 from lstmopt.rnn.files import save_model
-from lstmopt.rnn.reader import find_rnns
+from lstmopt.rnn.reader import find_rnns, recurrent_nodes
 from lstmopt.rnn.recognition.recognise import recognise
 from lstmopt.runtimes import OURS, open_session, ops, runtime, stand_in
 from lstmopt.runtimes.base import Deployment
@@ -203,6 +203,8 @@ def build_peers(original: ir.Model, target: Target, folder: Path) -> Built:
 def timing_calls(model: ir.Model, target: Target, seed: int) -> list[tuple[float, Feeds]]:
     """Returns a share and the inputs of each shape of the target, for this model's interface."""
     total = sum(shape.weight for shape in target.shapes)
+    if not recurrent_nodes(model) and "other" in axis_roles(model).values():
+        model = recognise(model).model  # written-out layers do not tell which axis is that of the steps
     return [
         (
             shape.weight / total,

@@ -27,8 +27,9 @@ from lstmopt.report.runner import run_script
 from lstmopt.report.titles import runtime_title
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.proof import random_calls
+from lstmopt.rnn.recognition.recognise import float_layers
 from lstmopt.rnn.rewriting import rewrite
-from lstmopt.rnn.states import state_pairs
+from lstmopt.rnn.states import fixed_batch, state_pairs
 from lstmopt.runtimes import Runtime, open_session, ops, stand_in
 from lstmopt.runtimes import runtime as find_runtime
 from lstmopt.runtimes.base import Deployment, Session, StatefulDeployment
@@ -45,11 +46,16 @@ model."""
 CLOSE = 1e-5
 """Share of an output's largest number by which it may differ, however little it deviates."""
 
+OTHER_SHAPES = ((1, 1), (2, 3), (1, 7))
+"""Batch and sequence of calls on which the outputs of a runtime are compared, beside the target's."""
+
 AUTO_ERROR = 0.01
 """Root mean square error over the outputs' standard deviation that `auto` allows."""
 
 STANDARD = "standard.onnx"
 """Beside a file for the sparse ops: the weights that they compute with, in operators of ONNX."""
+
+AS_FLOATS = "int8 layers were written as the floats that their integers stand for; the error is against those"
 
 Progress = Callable[[str, float], None]
 
@@ -185,6 +191,9 @@ def convert(
     """
     engine = find_runtime(runtime)
     wanted = _wanted(engine, precision)
+    given = model
+    if runtime != "onnxruntime":  # whose own operators int8 layers are
+        model = float_layers(model).model
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder:
         source = Path(folder) / "source.onnx"
         save_model(model, source)
@@ -233,7 +242,8 @@ def convert(
         kept: tuple[StatefulDeployment, ...] = ()
         if stateful:
             pairs = [(pair.input, pair.output) for pair in state_pairs(model)]
-            kept = stateful_deployments([best], pairs, calls[0][1], target.threads)
+            feeds = calls[0][1]
+            kept = stateful_deployments([best], pairs, feeds, fixed_batch(model, feeds), target.threads)
             (best.file.parent / "run.py").write_text(run_script(), encoding="utf-8")
         manifest = Manifest(
             files=manifest_files(best.file.parent),
@@ -251,7 +261,11 @@ def convert(
         source=str(path),
         deployment=best.placed(output),
         error=error,
-        notes=(*_not_run(engine, best), *(f"left out: {fault.fault}" for fault in faults)),
+        notes=(
+            *([] if model is given else [AS_FLOATS]),
+            *_not_run(engine, best),
+            *(f"left out: {fault.fault}" for fault in faults),
+        ),
         stateful=tuple(item.placed(output) for item in kept),
     )
 
@@ -340,8 +354,9 @@ def relative_error(
 
     Returns:
         The error; of an output that is constant it is over the deviation of all of them, and over nothing
-        where nothing deviates. It is NaN or infinite where a value is NaN, or
-        infinite in one of both alone; the same infinity, such as the logarithm of a probability 0, is right.
+        where nothing deviates; of one without elements it is 0. It is NaN or infinite where a value is NaN,
+        or infinite in one of both alone; the same infinity, such as the logarithm of a probability 0, is
+        right.
 
     Raises:
         LstmoptError: an output is absent or of another shape.
@@ -357,7 +372,7 @@ def relative_error(
             )
         ours, truth = outputs[name].astype(np.float64), expected[name].astype(np.float64)
         difference = np.subtract(ours, truth, out=np.zeros_like(truth), where=ours != truth)
-        errors.append(float((difference**2).mean()))
+        errors.append(float((difference**2).mean()) if difference.size else 0.0)
         finite = truth[np.isfinite(truth)]
         scales.append(float(finite.var()) if finite.size else 0.0)
     whole = sum(scales) or 1.0
@@ -380,7 +395,7 @@ def _other_calls(model: ir.Model, original: Session) -> list[tuple[Feeds, Mappin
     A runtime may read a model rightly for a batch of 1, and wrongly for any other.
     """
     found: list[tuple[Feeds, Mapping[str, npt.NDArray[Any]]]] = []
-    for feeds in random_calls(model):
+    for feeds in random_calls(model, OTHER_SHAPES):
         with suppress(LstmoptError):  # the model does not take these sizes
             found.append((feeds, original.run(feeds)))
     return found

@@ -42,7 +42,7 @@ from lstmopt.report.runner import run_script
 from lstmopt.report.schema import Manifest, Report
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.rewriting import rewrite
-from lstmopt.rnn.states import state_pairs
+from lstmopt.rnn.states import fixed_batch, state_pairs
 from lstmopt.runtimes import OURS, open_session, stand_in
 from lstmopt.runtimes.base import Deployment, StatefulDeployment
 from lstmopt.runtimes.stateful import stateful_deployments
@@ -189,7 +189,7 @@ class Export:
             return ()
         pairs = [(pair.input, pair.output) for pair in state_pairs(model)]
         call = heaviest_call(model, state.target, state.seed)
-        return stateful_deployments(entries, pairs, call, state.target.threads)
+        return stateful_deployments(entries, pairs, call, fixed_batch(model, call), state.target.threads)
 
 
 class _Overtaken(Exception):

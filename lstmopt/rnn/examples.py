@@ -11,7 +11,7 @@ import numpy.typing as npt
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.constants import constant_value
 from lstmopt.rnn.execution import Reference
-from lstmopt.rnn.reader import MAIN, SEQUENCE_LENS, X, find_rnns
+from lstmopt.rnn.reader import QUANTISED_LSTM, SEQUENCE_LENS, X, recurrent_nodes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -127,7 +127,7 @@ def _lengths(model: ir.Model) -> dict[str, str]:
     found: dict[str, str] = {}
     for value in real_inputs(model):
         for node, index in _downstream(value):
-            if node.op_type in ("LSTM", "GRU", "RNN") and index == SEQUENCE_LENS:
+            if node.op_type in ("LSTM", "GRU", "RNN", QUANTISED_LSTM) and index == SEQUENCE_LENS:
                 found[str(value.name)] = str(node.name)
     return found
 
@@ -193,8 +193,8 @@ def _sequence_size(model: ir.Model, sizes: Mapping[str, int]) -> int:
         if _named(key, SEQUENCE_NAMES):
             return sizes.get(key, 2)
         del places
-    for layer in find_rnns(model):
-        value = layer.input(X)
+    for node in recurrent_nodes(model):
+        value = node.inputs[X]
         if value is not None and value.shape is not None and isinstance(value.shape[0], int):
             return value.shape[0]
     return 2
@@ -224,9 +224,9 @@ def axis_roles(model: ir.Model) -> dict[str, str]:
         if not roles[key] and all(name in states for name, _ in places):
             roles[key] = "batch"
     unknown = [key for key, role in roles.items() if not role]
-    layers = [layer for layer in find_rnns(model) if layer.where == MAIN]
+    layers = recurrent_nodes(model)
     if unknown and layers:
-        value = layers[0].input(X)
+        value = layers[0].inputs[X]
         assert value is not None
         reference = Reference(model, also=[str(value.name)])
         base = _running_sizes(model, reference, dict.fromkeys(axes, 2), unknown)
@@ -340,8 +340,8 @@ def sizes_for(
     given = given_sizes(model, shapes or {})
     roles = {key: role for key, role in roles.items() if key not in given}
     sizes = {key: {"batch": batch, "sequence": sequence}.get(role, 1) for key, role in roles.items()} | given
-    layers = [layer for layer in find_rnns(model) if layer.where == MAIN]
-    value = layers[0].input(X) if layers else None
+    layers = recurrent_nodes(model)
+    value = layers[0].inputs[X] if layers else None
     reference = Reference(model, also=[str(value.name)] if value is not None else [])
     free = [key for key, role in roles.items() if role == "sequence"]
     others = [key for key, role in roles.items() if role == "other"]

@@ -101,12 +101,17 @@ def changed(model: ir.Model, calls: Sequence[tuple[Mapping[str, Array], Mapping[
     return ""
 
 
-def random_calls(model: ir.Model) -> Iterator[dict[str, Array]]:
-    """Yields random calls of two shapes, with every branch of a switch that is known."""
+def random_calls(model: ir.Model, shapes: Sequence[tuple[int, int]] = SHAPES) -> Iterator[dict[str, Array]]:
+    """Yields random calls of some shapes, with every branch of a switch that is known.
+
+    Args:
+        model: the graph.
+        shapes: batch and sequence of each.
+    """
     roles = axis_roles(model)
     # Where there is nothing but batches to choose, a call does not have to be tried for its sizes.
     plain = set(roles.values()) <= {"batch"}
-    for seed, (batch, sequence) in enumerate(SHAPES):
+    for seed, (batch, sequence) in enumerate(shapes):
         try:
             sizes = dict.fromkeys(roles, batch) if plain else sizes_for(model, batch, sequence)
         except LstmoptError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ DIRECTIONS = ("forward", "reverse", "bidirectional")
 
 MAIN = "main"
 """Where a layer is that no body holds."""
+
+QUANTISED_LSTM = "DynamicQuantizeLSTM"
+"""ONNX Runtime's int8 LSTM: sequence, lengths, states and outputs are at an LSTM's positions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +64,11 @@ class RnnLayer:
 
     def input(self, position: int) -> ir.Value | None:
         """Returns the value at an input's position, or None where it is absent."""
-        return self.node.inputs[position] if position < len(self.node.inputs) else None
+        return value_at(self.node.inputs, position)
 
     def output(self, position: int) -> ir.Value | None:
         """Returns the value at an output's position, or None where it is absent or unnamed."""
-        if position >= len(self.node.outputs):
-            return None
-        value = self.node.outputs[position]
-        return value if value.name else None
+        return value_at(self.node.outputs, position)
 
 
 def find_rnns(model: ir.Model) -> tuple[RnnLayer, ...]:
@@ -79,6 +80,23 @@ def find_rnns(model: ir.Model) -> tuple[RnnLayer, ...]:
     layers: list[RnnLayer] = []
     _visit(model.graph, MAIN, layers)
     return tuple(layers)
+
+
+def recurrent_nodes(model: ir.Model) -> list[ir.Node]:
+    """Returns the LSTM and GRU nodes of the main graph in its order, int8 ones of ONNX Runtime among them."""
+    kinds = {spec.kind for spec in CELLS}
+    return [
+        node
+        for node in model.graph
+        if (node.op_type in kinds and node.domain in ("", "ai.onnx"))
+        or (node.op_type == QUANTISED_LSTM and node.domain == "com.microsoft")
+    ]
+
+
+def value_at(values: Sequence[ir.Value | None], position: int) -> ir.Value | None:
+    """Returns a node's input or output at a position, or None where it is absent or unnamed."""
+    value = values[position] if position < len(values) else None
+    return value if value is not None and value.name else None
 
 
 def require_rnns(model: ir.Model, source: str) -> tuple[RnnLayer, ...]:

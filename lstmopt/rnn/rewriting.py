@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lstmopt.errors import LstmoptError
@@ -37,4 +38,49 @@ def rewrite(model: ir.Model, *passes: ir.passes.PassBase) -> ir.Model:
                 f"failed on this graph ({type(cause).__name__}: {first_line(cause)})",
                 "report the model",
             ) from error
+    _keep_apart(result)
     return result
+
+
+def _keep_apart(model: ir.Model) -> None:
+    """Gives values of bodies other names than those of the graphs around them, which ONNX does not allow.
+
+    `onnx_ir` names new values graph by graph.
+    """
+    graphs = list(model.graphs())
+    if len(graphs) == 1:
+        return
+    every = {str(value.name) for graph in graphs for value in _made(graph)}
+    _rename(model.graph, set(), every)
+
+
+def _rename(graph: ir.Graph, around: set[str], every: set[str]) -> None:
+    for value in list(_made(graph)):
+        name, number = str(value.name), 0
+        while name in around:
+            number += 1
+            candidate = f"{value.name}.inner{number}"
+            name = name if candidate in every else candidate
+        if name != value.name:
+            value.name = name
+            every.add(name)
+    inside = around | {str(value.name) for value in _made(graph)}
+    for node in graph:
+        for attribute in node.attributes.values():
+            for body in _bodies(attribute):
+                _rename(body, inside, every)
+
+
+def _made(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Yields the values that a graph itself makes and that have a name."""
+    for values in (graph.inputs, graph.initializers.values(), *(node.outputs for node in graph)):
+        yield from (value for value in values if value.name)
+
+
+def _bodies(attribute: ir.Attr) -> list[ir.Graph]:
+    match attribute.type.name:
+        case "GRAPH":
+            return [attribute.as_graph()]
+        case "GRAPHS":
+            return list(attribute.as_graphs())
+    return []

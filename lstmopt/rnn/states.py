@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lstmopt.rnn.examples import real_inputs
-from lstmopt.rnn.reader import INITIAL_C, INITIAL_H, MAIN, Y_C, Y_H, RnnLayer, find_rnns
+import numpy.typing as npt
+
+from lstmopt.rnn.examples import axis_roles, dynamic_axes, real_inputs
+from lstmopt.rnn.reader import INITIAL_C, INITIAL_H, Y_C, Y_H, recurrent_nodes, value_at
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,13 +40,12 @@ def state_pairs(model: ir.Model) -> tuple[StatePair, ...]:
     """
     outputs = {str(value.name): value for value in model.graph.outputs if value.name}
     reached: dict[str, list[str]] = {}
-    for layer in find_rnns(model):
-        if layer.where != MAIN:
-            continue
+    for node in recurrent_nodes(model):
         for position, result in ((INITIAL_H, Y_H), (INITIAL_C, Y_C)):
-            source = _source(layer, position)
+            source = _source(value_at(node.inputs, position))
             if source is not None:
-                found = [name for name in _reached(layer.output(result)) if _same_form(source, outputs[name])]
+                last = value_at(node.outputs, result)
+                found = [name for name in _reached(last) if _same_form(source, outputs[name])]
                 reached.setdefault(str(source.name), []).extend(found)
     pairs = _only_pairs(reached)
     left = [value for value in real_inputs(model) if str(value.name) not in pairs]
@@ -64,6 +66,23 @@ def state_pairs(model: ir.Model) -> tuple[StatePair, ...]:
     return tuple(StatePair(name, pairs[name]) for name in order if name in pairs)
 
 
+def fixed_batch(model: ir.Model, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+    """Returns the inputs' shapes with the batch of a call; other dynamic axes are -1, but of states.
+
+    Args:
+        model: the graph.
+        feeds: inputs of the call.
+    """
+    states = {pair.input for pair in state_pairs(model)}
+    axes, roles = dynamic_axes(model), axis_roles(model)
+    shapes = {name: list(array.shape) for name, array in feeds.items()}
+    for key, places in axes.items():
+        if roles[key] != "batch" and not any(name in states for name, _ in places):
+            for name, axis in places:
+                shapes[name][axis] = -1
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
 def _only_pairs(found: dict[str, list[str]]) -> dict[str, str]:
     """Returns the inputs for which one output was found that was found for no other input."""
     sets = {name: set(outputs) for name, outputs in found.items()}
@@ -75,9 +94,8 @@ def _only_pairs(found: dict[str, list[str]]) -> dict[str, str]:
     }
 
 
-def _source(layer: RnnLayer, position: int) -> ir.Value | None:
+def _source(value: ir.Value | None) -> ir.Value | None:
     """Returns the graph input that a layer's initial state is moved from."""
-    value = layer.input(position)
     while value is not None and not value.is_graph_input():
         node = value.producer()
         if node is None or node.op_type not in MOVERS or node.op_type == "Concat":

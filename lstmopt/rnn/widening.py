@@ -41,7 +41,7 @@ class FullPrecision(ir.passes.InPlacePass):
                     node.attributes[attribute.name] = ir.AttrTensor(attribute.name, tensor)
                 elif _names_narrow_type(attribute):
                     node.attributes[attribute.name] = ir.AttrInt64(attribute.name, int(ir.DataType.FLOAT))
-        interface = {value for value in model.graph.inputs if not value.is_initializer()}
+        interface = [value for value in model.graph.inputs if not value.is_initializer()]
         narrow = {value: value.dtype for value in interface if value.dtype in NARROW}
         # What is handed on untouched, such as a state, stays as it is.
         handed_out = [

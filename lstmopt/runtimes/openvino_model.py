@@ -1,8 +1,9 @@
 """A model as OpenVINO reads it rightly: recurrent nodes that it misreads or refuses become `Scan`.
 
 Its LSTM, GRU and RNN (2026.4) leave out peepholes, coupled gates and the second direction's own activations,
-and compute the padding of shorter sequences like the rest, all without an error. Faults that lie in how nodes
-meet are in `openvino_rewrites`.
+and compute the padding of shorter sequences like the rest, all without an error; so does what it makes of
+ONNX Runtime's int8 LSTM, which becomes an LSTM of floats. Faults that lie in how nodes meet are in
+`openvino_rewrites`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ import onnx_ir as ir
 
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.files import load_model, save_model
-from lstmopt.rnn.reader import SEQUENCE_LENS, RnnLayer, find_rnns
+from lstmopt.rnn.reader import QUANTISED_LSTM, SEQUENCE_LENS, RnnLayer, find_rnns
+from lstmopt.rnn.recognition.quantised import FloatLayers
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.scan import AsScan, is_special
 from lstmopt.runtimes.openvino_rewrites import (
     RECURRENT,
+    FloatWeights,
     OwnInputs,
     PlainSlopes,
     has_flat_slopes,
+    has_summed_scales,
     shares_input,
 )
 
@@ -61,14 +65,16 @@ def read_rightly(model_file: Path, graph: Any, read: Callable[[Path], T]) -> T:
     Raises:
         LstmoptError: a node that would be misread cannot be rewritten.
     """
-    faults = (_may_be_misread, shares_input, has_flat_slopes)
+    faults = (_may_be_misread, _is_int8, shares_input, has_flat_slopes, has_summed_scales)
     nodes = ir.from_proto(graph).all_nodes()
     if not any(is_fault(node) for node in nodes for is_fault in faults):
         return read(model_file)
     model = load_model(model_file)
+    if any(map(_is_int8, model.graph.all_nodes())):
+        model = rewrite(model, FloatLayers(products=False))
     readable = {layer.node for layer in find_rnns(model) if layer.weights is not None}
     for node in model.graph.all_nodes():
-        if node not in readable and _may_be_misread(node):
+        if node not in readable and (_may_be_misread(node) or _is_int8(node)):
             raise LstmoptError(
                 f"{model_file}, {node.name or node.op_type}",
                 f"OpenVINO computes something else for this {node.op_type}"
@@ -77,8 +83,12 @@ def read_rightly(model_file: Path, graph: Any, read: Callable[[Path], T]) -> T:
             )
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder:
         copy = Path(folder) / model_file.name
-        save_model(rewrite(model, AsScan(is_misread), OwnInputs(), PlainSlopes()), copy)
+        save_model(rewrite(model, AsScan(is_misread), OwnInputs(), PlainSlopes(), FloatWeights()), copy)
         return read(copy)
+
+
+def _is_int8(node: ir.Node) -> bool:
+    return node.op_type == QUANTISED_LSTM
 
 
 def _may_be_misread(node: ir.Node) -> bool:

@@ -8,8 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from lstmopt.errors import LstmoptError
+from lstmopt.rnn.constants import constant_value
 from lstmopt.rnn.reader import X
 from lstmopt.rnn.states import MOVERS
+from lstmopt.rnn.writer import clear_unused, replace_constant
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 
@@ -125,3 +127,39 @@ def has_flat_slopes(node: ir.Node) -> bool:
         return False
     shape = node.inputs[1].shape if node.inputs[1] is not None else None
     return shape is None or (len(shape) == 1 and shape[0] != 1)
+
+
+class FloatWeights(ir.passes.InPlacePass):
+    """Puts floats in the place of constants that `DequantizeLinear` makes with scales along a sum.
+
+    OpenVINO takes such scales for those of the columns where a product has few rows.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites the model."""
+        found = [node for node in model.graph.all_nodes() if has_summed_scales(node)]
+        for node in found:
+            floats = constant_value(node.outputs[0])
+            assert floats is not None
+            for user, position in list(node.outputs[0].uses()):
+                replace_constant(model, user, position, floats)
+        if found:
+            clear_unused(model)
+        return ir.passes.PassResult(model, bool(found))
+
+
+def has_summed_scales(node: ir.Node) -> bool:
+    """Whether a node makes a constant of whole numbers with several scales, not one for each column alone."""
+    if node.op_type != "DequantizeLinear" or node.domain not in ("", "ai.onnx"):
+        return False
+    if node.outputs[0].is_graph_output():
+        return False
+    scale = constant_value(node.inputs[1])
+    whole = None if scale is None or scale.size == 1 else constant_value(node.inputs[0])
+    if whole is None:
+        return False
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+    by_column = scale is not None and scale.ndim == 1 and axis % whole.ndim == whole.ndim - 1
+    return not by_column or any(
+        user.op_type != "MatMul" or position != 1 for user, position in node.outputs[0].uses()
+    )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.examples import example_inputs, sizes_for
 from lstmopt.rnn.execution import Reference
-from lstmopt.rnn.reader import MAIN, X, find_rnns
+from lstmopt.rnn.reader import X, recurrent_nodes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -46,8 +46,8 @@ class Trial:
     """
 
     def __init__(self, model: ir.Model, roles: Mapping[str, str]) -> None:
-        layers = [layer for layer in find_rnns(model) if layer.where == MAIN]
-        watched = layers[0].input(X) if layers else None
+        layers = recurrent_nodes(model)
+        watched = layers[0].inputs[X] if layers else None
         self._model, self._roles = model, roles
         self._watched = None if watched is None else str(watched.name)
         self._reference = Reference(model, also=[] if self._watched is None else [self._watched])

@@ -58,6 +58,35 @@ def always(
     return least if least == most else None
 
 
+def settled(value: ir.Value, constants: Constants, given: Mapping[ir.Value, Bounds | None]) -> bool:
+    """Whether a value is the same in every call in which some others are within bounds; False if not proved.
+
+    Args:
+        value: any.
+        constants: of the model, its shapes inferred.
+        given: bounds of some values that it depends on; None where they are unknown.
+    """
+    bounds = _bounds(value, constants, dict(given), DEEPEST)
+    return bounds is not None and bounds.fixed
+
+
+def of_sizes(value: ir.Value, sizes: Mapping[int, int]) -> Bounds | None:
+    """Returns what a Shape or Size can give where some of its entries are known.
+
+    Args:
+        value: the output of one.
+        sizes: entries by their place in it.
+    """
+    node = value.producer()
+    bounds = None if node is None else _sizes(node)
+    if bounds is None or not sizes:
+        return bounds
+    low, high = bounds.low.copy(), bounds.high.copy()
+    for place, size in sizes.items():
+        low[place] = high[place] = size
+    return Bounds(low, high)
+
+
 def _bounds(value: ir.Value, constants: Constants, known: Known, depth: int) -> Bounds | None:
     if value in known:
         return known[value]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,20 @@ class Builder:
     opset: int
     nodes: list[ir.Node] = field(default_factory=list)
     _replaced: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(init=False)
 
-    def add(self, kind: str, inputs: Sequence[ir.Value | None], count: int = 1, **attributes: Any) -> ir.Node:
+    def __post_init__(self) -> None:
+        taken = {str(value.name) for node in self.graph.all_nodes() for value in node.outputs}
+        self._numbers = (n for n in count() if f"written_out.{n}" not in taken)
+
+    def add(
+        self, kind: str, inputs: Sequence[ir.Value | None], results: int = 1, **attributes: Any
+    ) -> ir.Node:
         """Adds a node."""
         now = [value if value is None else self._replaced.get(value, value) for value in inputs]
-        node = ir.node(kind, now, attributes, num_outputs=count)
+        node = ir.node(kind, now, attributes, num_outputs=results)
+        for value in node.outputs:  # a part of the graph that is run on its own tells values apart by name
+            value.name = f"written_out.{next(self._numbers)}"
         self.nodes.append(node)
         return node
 
@@ -146,11 +156,10 @@ def rnn_node(
     inputs += [None, *states]
     while inputs[-1] is None:
         inputs.pop()
-    count = 1 + len(weights.cell.states)
     attributes: dict[str, Any] = {"hidden_size": weights.hidden_size, "direction": weights.direction}
     if weights.reset_after:
         attributes["linear_before_reset"] = 1
-    node = builder.add(weights.cell.kind, inputs, count, **attributes)
+    node = builder.add(weights.cell.kind, inputs, 1 + len(weights.cell.states), **attributes)
     node.name = name
     y = builder.move("Squeeze", node.outputs[0], [1])
     return Layer(node, y, tuple(node.outputs[1:]))

@@ -38,7 +38,15 @@ def _lean(node: ir.Node, graph: ir.Graph) -> bool:
         del body.outputs[1 + place]
         inner.replace_all_uses_with(outer, replace_graph_outputs=True)
         del body.inputs[first + place]
-        after.replace_all_uses_with(outer, replace_graph_outputs=True)
+        if after.is_graph_output():  # it keeps its name
+            copy, name = ir.node("Identity", [outer]), after.name
+            made = copy.outputs[0]
+            made.type, made.shape = after.type, after.shape
+            graph.insert_before(node, copy)
+            after.replace_all_uses_with(made, replace_graph_outputs=True)
+            after.name, made.name = f"{name}.carried", name
+        else:
+            after.replace_all_uses_with(outer)
     kept = [place for place in range(len(node.outputs)) if place not in fixed]
     inputs = [value for place, value in enumerate(node.inputs) if place - first not in fixed]
     lean = ir.Node("", "Loop", inputs, list(node.attributes.values()), num_outputs=len(kept), name=node.name)

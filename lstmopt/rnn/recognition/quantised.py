@@ -12,9 +12,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.constants import Array, constant_value
 from lstmopt.rnn.execution import Reference
+from lstmopt.rnn.reader import QUANTISED_LSTM
 from lstmopt.rnn.writer import free_name
 
-QUANTISED_LSTM = "DynamicQuantizeLSTM"
 FORM = (1, 2, 8, 9, 10, 11)
 """Inputs of `DynamicQuantizeLSTM`: W and R, ``[directions, input, 4 * hidden]``, their scales and zeros."""
 
@@ -31,18 +31,24 @@ def has_quantised(model: ir.Model) -> bool:
 class FloatLayers(ir.passes.InPlacePass):
     """Gives dynamically quantised LSTMs and products the floats that their integers stand for.
 
+    Args:
+        products: whether products are rewritten too.
+
     Attributes:
         found: how many of each were rewritten.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, products: bool = True) -> None:
         self.found: Counter[str] = Counter()
+        self._products = products
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites the nodes of the main graph and of its bodies."""
         for node in list(model.graph.all_nodes()):
             if node.op_type == QUANTISED_LSTM and node.domain == "com.microsoft":
                 self.found["LSTM"] += _float_lstm(model, node)
+            elif not self._products:
+                continue
             elif node.op_type == "MatMulInteger":
                 self.found["product"] += _float_product(model, node)
             elif node.op_type == "DynamicQuantizeMatMul" and node.domain == "com.microsoft":

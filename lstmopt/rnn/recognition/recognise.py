@@ -151,7 +151,7 @@ def recognise(model: ir.Model) -> Recognised:
         model: the graph, which stays as it is.
     """
     plain = take_branches(model)
-    floats = _floats(plain.model)
+    floats = float_layers(plain.model)
     found = _written_out(floats.model)
     # A layer that has become a node tells the next one how many steps it has.
     while found.faults and (more := _written_out(found.model)).layers:
@@ -183,7 +183,12 @@ def take_branches(model: ir.Model) -> Recognised:
     return Recognised(candidate, (title,))
 
 
-def _floats(model: ir.Model) -> Recognised:
+def float_layers(model: ir.Model) -> Recognised:
+    """Returns a copy whose int8 layers are floats.
+
+    Args:
+        model: the graph, which stays as it is.
+    """
     if not has_quantised(model):
         return Recognised(model)
     job = FloatLayers()

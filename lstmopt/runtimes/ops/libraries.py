@@ -59,7 +59,9 @@ def copy_library(runtime: str, folder: Path) -> Path:
     """
     source = library(runtime)
     place = folder / source.name
-    shutil.copyfile(source, place)
+    beside = place.with_suffix(".new")
+    shutil.copyfile(source, beside)
+    beside.replace(place)  # one that was there may be loaded: its file must not change
     return place
 
 
