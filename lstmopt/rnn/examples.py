@@ -195,8 +195,9 @@ def _sequence_size(model: ir.Model, sizes: Mapping[str, int]) -> int:
         del places
     for node in recurrent_nodes(model):
         value = node.inputs[X]
-        if value is not None and value.shape is not None and isinstance(value.shape[0], int):
-            return value.shape[0]
+        if value is not None and value.shape is not None:
+            steps = value.shape[0]
+            return steps if isinstance(steps, int) else sizes.get(str(steps.value), 2)
     return 2
 
 
