@@ -159,12 +159,11 @@ MAKERS = {
 """By table: what makes a row, and the steps with whose results an earlier row is out of date."""
 
 
-def rows(records: Records, made: str, before: Rows | None = None) -> dict[str, dict[str, dict[str, str]]]:
+def rows(records: Records, before: Rows | None = None) -> dict[str, dict[str, dict[str, str]]]:
     """Returns the rows of every table.
 
     Args:
-        records: what the steps have found, by model; None where one has not run.
-        made: CPU and commit, for rows of these records.
+        records: what the steps have found, and where each was made, by model; None where one has not run.
         before: rows of earlier calls; a model with records replaces its own.
     """
     found: dict[str, dict[str, dict[str, str]]] = {}
@@ -174,6 +173,7 @@ def rows(records: Records, made: str, before: Rows | None = None) -> dict[str, d
         for name, parts in records.items():
             cells = make(parts)
             if cells:
+                (made, *_) = dict.fromkeys(each["made"] for step in steps if (each := parts[step]))
                 found[table][name] = {**cells, MADE: made}
             elif name in kept and not any(parts[step] for step in steps):
                 found[table][name] = dict(kept[name])

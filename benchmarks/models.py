@@ -119,7 +119,8 @@ def step(model: RealModel, path: Path, name: str) -> dict[str, Any]:
 def kept(model: RealModel, name: str) -> dict[str, Any] | None:
     """Returns the result of a step that an earlier call has left."""
     path = WORK / model.name / f"{name}.json"
-    return dict(json.loads(path.read_text())) if path.is_file() else None
+    found = dict(json.loads(path.read_text())) if path.is_file() else {}
+    return found if "made" in found else None  # results of before that was kept are rows already
 
 
 def done(name: str, found: dict[str, Any] | None) -> bool:
@@ -153,7 +154,7 @@ def main() -> None:
                 continue
             if name == "purpose" and not (model.judge and done("optimize", kept(model, "optimize"))):
                 continue
-            found = step(model, path, name)
+            found = {**step(model, path, name), "made": made_here()}
             file = WORK / model.name / f"{name}.json"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(found, indent=1) + "\n")
@@ -163,7 +164,7 @@ def main() -> None:
         records = {model.name: {name: kept(model, name) for name in STEPS} for model in MODELS}
         file = options.page.parent / "results" / "models.json"
         before = json.loads(file.read_text()) if file.is_file() else {}
-        found = rows(records, made_here(), before)
+        found = rows(records, before)
         file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         options.page.write_text(page(found, f"`make models`, {json.dumps(versions())}."))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,21 +89,30 @@ NSNET = {
 }
 
 
+def made(where: str, parts: dict[str, Any]) -> dict[str, Any]:
+    """Returns what steps have found, all of them in one place."""
+    return {step: found and {**found, "made": where} for step, found in parts.items()}
+
+
 def test_the_page_shows_what_held_and_what_was_refused() -> None:
-    listed = page(rows(NOTHING, "here"))
+    listed = page(rows(NOTHING))
     assert all(f"| {model.name} |" in listed for model in MODELS) and "Refused" not in listed
-    text = page(rows({**NOTHING, "nsnet2": NSNET}, "here, abc"))
+    text = page(rows({**NOTHING, "nsnet2": made("here, abc", NSNET)}))
     assert "| nsnet2 | 0.1 | 0.75 | **2.00** | refused | refused | here, abc |" in text
     assert "optimize: `error: no; yes`" in text and "onnxruntime sparse-f32: `sparse ops: why`" in text
     assert "| nsnet2 | one; other | **no** |" in text
 
 
 def test_rows_stay_until_their_step_runs_again() -> None:
-    first = rows({**NOTHING, "nsnet2": NSNET}, "first")
-    assert rows(NOTHING, "then", first) == first
-    again = {**NSNET, "optimize": None, "purpose": {"refused": "gone"}}
-    then = rows({**NOTHING, "nsnet2": again, "dtln-1": {**again, "identity": None}}, "then", first)
+    first = rows({**NOTHING, "nsnet2": made("first", NSNET)})
+    assert rows(NOTHING, first) == first
+    again = made("then", {**NSNET, "optimize": None, "purpose": {"refused": "gone"}})
+    then = rows({**NOTHING, "nsnet2": again, "dtln-1": {**again, "identity": None}}, first)
     assert then["identity"]["nsnet2"]["CPU, commit"] == "then" and "dtln-1" not in then["identity"]
     assert "nsnet2" not in then["purpose"] and "gone" in then["refused"]["nsnet2"][""]
-    fine = {**NSNET, "identity": {"result": {}}, "optimize": None}
-    assert "nsnet2" not in rows({**NOTHING, "nsnet2": fine}, "then", first)["refused"]
+    fine = made("then", {**NSNET, "identity": {"result": {}}, "optimize": None})
+    assert "nsnet2" not in rows({**NOTHING, "nsnet2": fine}, first)["refused"]
+    # A step that did not run again says where it ran.
+    mixed = {**fine, "purpose": made("first", NSNET)["purpose"]}
+    found = rows({**NOTHING, "nsnet2": mixed})
+    assert found["purpose"]["nsnet2"]["CPU, commit"] == "first"

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper
 
 from lstmopt.rnn.cells import GRU, LSTM
 from lstmopt.rnn.examples import example_inputs
@@ -196,6 +197,43 @@ def test_loops_that_stop_short_of_long_inputs_are_left(capped: str, said: str) -
     assert not found.layers and any(said in fault for fault in found.faults)
     feeds = example_inputs(model, 0, {"batch": 2, "time": 210})
     np.testing.assert_array_equal(run_model(found.model, feeds)["y"], run_model(model, feeds)["y"])
+
+
+@pytest.mark.parametrize(
+    ("capped", "batch", "steps", "fixed"),
+    [
+        ("band", 2, 120, 0),
+        *((name, 9, 5, n) for name in ("batch", "batch index", "batch start") for n in (0, 5)),
+    ],
+)
+def test_loops_that_count_with_other_sizes_are_left(capped: str, batch: int, steps: int, fixed: int) -> None:
+    """All of a short call's steps are read, and of one with a large batch, or of some length, not all."""
+    model = looped(lstm_step(Weights(4), "tensorflow"), 2, capped=capped, fixed=fixed)
+    found = left(model)
+    feeds = example_inputs(model, 0, {"batch": batch, "time": steps})
+    np.testing.assert_array_equal(run_model(found.model, feeds)["y"], run_model(model, feeds)["y"])
+
+
+def test_a_loop_of_a_fixed_length_is_a_layer() -> None:
+    became(looped(lstm_step(Weights(4), "tensorflow"), 2, fixed=5), "LSTM")
+
+
+@pytest.mark.parametrize("time_first", [True, False])
+def test_a_loop_behind_a_loop_and_what_it_hands_on(time_first: bool) -> None:
+    first = ir.to_proto(looped(gru_step(Weights(3), "after"), 1, time_first=time_first))
+    second = looped(gru_step(Weights(3, inputs=HIDDEN), "before"), 1, time_first=time_first, inputs=HIDDEN)
+    (loop,) = (node for node in first.graph.node if node.op_type == "Loop")
+    body, info = loop.attribute[0].g, helper.make_tensor_value_info
+    # Carried as it is, and an output of the graph.
+    body.input.append(info("b_kept", TensorProto.FLOAT, [2]))
+    body.node.append(helper.make_node("Identity", ["b_kept"], ["b_kept_out"]))
+    body.output.insert(2, info("b_kept_out", TensorProto.FLOAT, [2]))
+    loop.input.append("kept_0")
+    loop.output.insert(1, "kept_n")
+    first.graph.input.append(info("kept_0", TensorProto.FLOAT, [2]))
+    first.graph.output.append(info("kept_n", TensorProto.FLOAT, [2]))
+    later = onnx.compose.add_prefix(ir.to_proto(second), "second_")
+    became(ir.from_proto(onnx.compose.merge_models(first, later, io_map=[("y", "second_x")])), "GRU", 2)
 
 
 def test_other_functions_are_no_cells() -> None:

@@ -263,13 +263,20 @@ def looped(
     counter: bool = False,
     skip_last: bool = False,
     capped: str = "",
+    fixed: int = 0,
+    inputs: int = INPUT,
+    time_first: bool = False,
 ) -> ir.Model:
     """Returns a Loop over x [batch, time, input] as tf2onnx writes it: a count, and a Gather at it.
 
-    Where ``capped``, it is no layer beyond some steps: "count", "slice", "index" or "condition".
+    Where ``capped``, it is no layer beyond some steps: "count", "slice", "index" or "condition"; or not at
+    some length, "band", or with some batch, "batch", "batch index" or "batch start". ``fixed`` takes the
+    place of the axis of steps.
     """
     g = Draft()
-    length = g("Gather", g("Shape", "x"), g.const(1, np.int64), axis=0)
+    axis = 0 if time_first else 1
+    batch = g("Gather", g("Shape", "x"), g.const(1 - axis, np.int64), axis=0)
+    length = g("Gather", g("Shape", "x"), g.const(axis, np.int64), axis=0)
     if skip_last:
         length = g("Sub", length, g.const(1, np.int64))
     if capped == "count":
@@ -277,6 +284,13 @@ def looped(
     if capped == "slice":
         few = g("Slice", "x", *(g.const([n], np.int64) for n in (0, 40, 1)))
         length = g("Gather", g("Shape", few), g.const(1, np.int64), axis=0)
+    if capped == "band":  # 2 n = 240
+        off = g("Equal", g("Mul", length, g.const(2, np.int64)), g.const(240, np.int64))
+        length = g("Sub", length, g("Cast", off, to=TensorProto.INT64))
+    many = g("Greater", batch, g.const(7, np.int64))
+    if capped == "batch":
+        length = g("Sub", length, g("Cast", many, to=TensorProto.INT64))
+    few = g("Less", batch, g.const(8, np.int64))
     last = g("Sub", length, g.const(1, np.int64))
     body = Draft("b_")
     at = "b_i"
@@ -287,7 +301,9 @@ def looped(
         at = body("Sub", last, at)
     if capped == "index":
         at = body("Min", at, body.const(63, np.int64))
-    x = body("Gather", "x", at, axis=1)
+    if capped == "batch index":
+        at = body("Mul", at, body("Cast", few, to=TensorProto.INT64))
+    x = body("Gather", "x", at, axis=axis)
     h, c = step(body, x, "b_h", "b_c")
     names = ["h", "c"][:states]
     if capped == "condition":
@@ -316,12 +332,15 @@ def looped(
     done = ["count_n"] if counter else []
     g.nodes.append(
         helper.make_node(
-            "Loop", [length, "", *start, *(f"{n}_0" for n in names)],
-            [*done, *(f"{n}_n" for n in names), "stack"], name="loop", body=graph,
+            "Loop", [length, few if capped == "batch start" else "", *start, *(f"{n}_0" for n in names)],
+            [*done, *(f"{n}_n" for n in names), "y" if time_first else "stack"], name="loop", body=graph,
         )
     )  # fmt: skip
-    g("Transpose", "stack", out="y", perm=[1, 0, 2])
+    if not time_first:
+        g("Transpose", "stack", out="y", perm=[1, 0, 2])
+    order = (1, 0) if time_first else (0, 1)
+    x, y = [[sizes[k] for k in order] for sizes in (["batch", fixed or "time"], ["batch", "time_"])]
     return g.model(
-        {"x": ["batch", "time", INPUT], **{f"{n}_0": ["batch", HIDDEN] for n in names}},
-        {"y": ["batch", "time_", HIDDEN], **{f"{n}_n": ["batch", HIDDEN] for n in names}},
+        {"x": [*x, inputs], **{f"{n}_0": ["batch", HIDDEN] for n in names}},
+        {"y": [*y, HIDDEN], **{f"{n}_n": ["batch", HIDDEN] for n in names}},
     )
