@@ -188,3 +188,20 @@ def test_export_writes_over_no_file_of_the_user(tmp_path: Path) -> None:
     for _ in range(2):  # its own files are replaced
         done = call("export", model, "--runtime", "onnxruntime", "--format", "int8", "-o", tmp_path / "out")
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_outputs_that_are_empty_in_some_calls_are_no_fault(name: str, tmp_path: Path) -> None:
+    """All steps but the first, of a sequence of one."""
+    proto = onnx.load(classifier(tmp_path / "model.onnx"))
+    proto.graph.node.append(helper.make_node("Slice", ["y", "from", "to", "axis0"], ["later"]))
+    for label, number in (("from", 1), ("to", 2**31 - 1)):
+        proto.graph.initializer.append(numpy_helper.from_array(np.array([number], np.int64), label))
+    shape = ["steps", 1, "batch", 8]
+    proto.graph.output.append(helper.make_tensor_value_info("later", TensorProto.FLOAT, shape))
+    onnx.save(proto, tmp_path / "model.onnx")
+    arguments = "--runtime", name, "--format", "f32", "-o", tmp_path / "out"
+    done = call("export", tmp_path / "model.onnx", *arguments)
+    assert done.returncode == 0, done.stderr
+    empty = {"later": np.zeros((0, 1))}
+    assert relative_error(empty, empty, ["later"]) == 0

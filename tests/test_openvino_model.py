@@ -17,6 +17,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.passes import convert as convert_module
 from lstmopt.passes.convert import convert, export_model
 from lstmopt.rnn.cells import GRU, LSTM, CellSpec
+from lstmopt.rnn.execution import Reference
 from lstmopt.rnn.files import load_model
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.runtimes import open_session, runtime
@@ -209,6 +210,42 @@ def test_slopes_are_those_of_the_last_axis(shape: tuple[int, ...], tmp_path: Pat
     for size in ((4, 6, 6), (5, 1, 6), (2, 3, 6)):
         x = np.random.default_rng(3).standard_normal(size).astype(np.float32)
         np.testing.assert_allclose(session.run({"x": x})["y"], np.where(x < 0, slopes * x, x), atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1, None])
+@pytest.mark.parametrize("op", ["MatMul", "Gemm", "LSTM"])
+def test_dequantised_weights_are_right_in_products_of_few_rows(
+    op: str, axis: int | None, tmp_path: Path
+) -> None:
+    rng, size = np.random.default_rng(2), 32
+    whole = rng.integers(-127, 127, (size, size)).astype(np.int8)
+    scale = rng.uniform(0.001, 0.02, () if axis is None else size)
+    nodes = [helper.make_node("DequantizeLinear", ["q", "s"], ["W"], axis=axis or 0)]
+    if op == "LSTM":  # 8 units: 32 rows
+        nodes += [
+            helper.make_node("Unsqueeze", ["W", "zero"], ["W1"]),
+            helper.make_node("Unsqueeze", ["x", "one"], ["x1"]),
+            helper.make_node("LSTM", ["x1", "W1", "R"], ["y"], hidden_size=8),
+        ]
+    else:
+        nodes.append(helper.make_node(op, ["x", "W"], ["y"], **({"transB": 1} if op == "Gemm" else {})))
+    constants = {
+        "q": whole, "s": np.float32(scale), "zero": np.array([0]), "one": np.array([1]),
+        "R": 0.3 * rng.standard_normal((1, 32, 8)).astype(np.float32),
+    }  # fmt: skip
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [info("x", onnx.TensorProto.FLOAT, ["n", size])],
+        [info("y", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    session = open_session(runtime("openvino").build(tmp_path / "model.onnx", "f32", tmp_path / "made"), 1)
+    exact = Reference(ir.from_proto(model))
+    for rows in (1, 2, 3, 8):
+        x = {"x": rng.standard_normal((rows, size)).astype(np.float32)}
+        np.testing.assert_allclose(session.run(x)["y"], exact.run(x)["y"], rtol=0, atol=1e-5)
 
 
 def test_export_refuses_a_runtime_that_computes_something_else(

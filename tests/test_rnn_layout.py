@@ -11,9 +11,12 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
+from lstmopt.passes.sparse_ops import SparseOps, sparse_places
+from lstmopt.rnn.examples import example_inputs
 from lstmopt.rnn.execution import run_model
 from lstmopt.rnn.files import load_model
 from lstmopt.rnn.reader import find_rnns
+from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.writer import rnn_model
 from tests.test_rnn_reader import random_weights
 
@@ -91,3 +94,36 @@ def test_nodes_in_branches_are_rewritten(tmp_path: Path) -> None:
     expected = ReferenceEvaluator(proto).run(None, feeds)[0]
     model = load_model(tmp_path / "model.onnx")
     np.testing.assert_allclose(run_model(model, feeds)["out"], expected, atol=1e-6)
+
+
+def test_values_made_in_a_branch_have_names_of_their_own(tmp_path: Path) -> None:
+    """Layers in the main graph and in a branch, each between transpositions that get names."""
+    inner = batch_first("forward", last_states=False).graph
+    outer = onnx.compose.add_prefix(batch_first("forward", last_states=False), "o_").graph
+    body = helper.make_graph(inner.node, "body", [], [inner.output[1]], inner.initializer)
+    node = helper.make_node("If", ["flag"], ["out"], then_branch=body, else_branch=body)
+    flag = helper.make_tensor_value_info("flag", TensorProto.BOOL, [])
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [None] * 4)
+    graph = helper.make_graph(
+        [*outer.node, node], "both", [flag, *inner.input, *outer.input], [out, *outer.output],
+        outer.initializer,
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(proto, tmp_path / "model.onnx")
+    model = load_model(tmp_path / "model.onnx")
+    feeds = example_inputs(model, 0, {"batch": BATCH, "sequence": SEQUENCE})
+    names = [value.name for value in proto.graph.output]
+    expected = dict(zip(names, ReferenceEvaluator(proto).run(None, feeds), strict=True))
+    got = run_model(model, feeds)
+    for name, array in expected.items():
+        np.testing.assert_allclose(got[name], array, atol=1e-6)
+    # A later rewrite, whose values are unnamed too.
+    sparse = rewrite(
+        model, SparseOps({place.name: "f32" for place in sparse_places(model, 1.0)}, densest=1.0)
+    )
+    names_outside = {value.name for node in sparse.graph for value in node.outputs if value.name}
+    for node in sparse.graph:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                inside = {value.name for each in attribute.as_graph() for value in each.outputs if value.name}
+                assert not inside & names_outside

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from lstmopt.measure.fingerprint import Fingerprint, fingerprint
-from lstmopt.runtimes import GPU_RUNTIMES, RUNTIMES
+from lstmopt.runtimes import GPU_RUNTIMES, RUNTIMES, ops
+from lstmopt.runtimes.base import RuntimeStatus
 
 OTHERS = (("torch", "needed by optimize: pip install torch"),)
 
@@ -54,6 +55,11 @@ class Diagnosis(BaseModel):
         return Group(*lines, table)
 
 
+def _ops(status: RuntimeStatus) -> str:
+    """Returns why a runtime that could run the sparse ops does not, or nothing."""
+    return ops.absent(status.name) if status.usable and status.name in ops.NAMES else ""
+
+
 def doctor() -> Diagnosis:
     """Returns which runtimes, precisions and packages are usable here."""
     findings = []
@@ -65,7 +71,7 @@ def doctor() -> Diagnosis:
                 usable=status.usable,
                 version=status.version,
                 precisions=status.precisions,
-                remark=status.reason,
+                remark="; ".join(part for part in (status.reason, _ops(status)) if part),
             )
         )
     for package, remark in OTHERS:

@@ -130,14 +130,15 @@ def has_flat_slopes(node: ir.Node) -> bool:
 
 
 class FloatWeights(ir.passes.InPlacePass):
-    """Puts floats in the place of constants that `DequantizeLinear` makes with scales along a sum.
+    """Puts floats in the place of constants that `DequantizeLinear` makes for no product of integers.
 
-    OpenVINO takes such scales for those of the columns where a product has few rows.
+    OpenVINO rounds what such weights are multiplied with to 8 bits, in f32 too, and takes scales along a sum
+    for those of the columns where a product has few rows.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites the model."""
-        found = [node for node in model.graph.all_nodes() if has_summed_scales(node)]
+        found = [node for node in model.graph.all_nodes() if makes_floats(node)]
         for node in found:
             floats = constant_value(node.outputs[0])
             assert floats is not None
@@ -148,18 +149,30 @@ class FloatWeights(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, bool(found))
 
 
-def has_summed_scales(node: ir.Node) -> bool:
-    """Whether a node makes a constant of whole numbers with several scales, not one for each column alone."""
+def makes_floats(node: ir.Node) -> bool:
+    """Whether a node makes floats of constant integers for others than products of integers."""
     if node.op_type != "DequantizeLinear" or node.domain not in ("", "ai.onnx"):
         return False
-    if node.outputs[0].is_graph_output():
-        return False
-    scale = constant_value(node.inputs[1])
-    whole = None if scale is None or scale.size == 1 else constant_value(node.inputs[0])
-    if whole is None:
+    whole, scale = constant_value(node.inputs[0]), constant_value(node.inputs[1])
+    if whole is None or scale is None or node.outputs[0].is_graph_output():
         return False
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-    by_column = scale is not None and scale.ndim == 1 and axis % whole.ndim == whole.ndim - 1
-    return not by_column or any(
-        user.op_type != "MatMul" or position != 1 for user, position in node.outputs[0].uses()
+    along = None if scale.size == 1 else axis % whole.ndim if scale.ndim == 1 else -1
+    return not all(
+        position == 1 and _multiplies_integers(user) and along in (None, _columns(user, whole.ndim))
+        for user, position in node.outputs[0].uses()
     )
+
+
+def _multiplies_integers(node: ir.Node) -> bool:
+    """Whether a product's left side was rounded, too: then it is one of integers."""
+    left = None if node.inputs[0] is None else node.inputs[0].producer()
+    return (
+        node.op_type in ("MatMul", "Gemm", "Conv") and left is not None and left.op_type == "DequantizeLinear"
+    )
+
+
+def _columns(node: ir.Node, rank: int) -> int:
+    """Returns the axis of a product's weights over which it does not sum."""
+    turned = "transB" in node.attributes and node.attributes["transB"].as_int()
+    return 0 if node.op_type == "Conv" or turned else rank - 1

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from lstmopt.runtimes.ops.libraries import ABSENT, absent, available, digest, library
+from lstmopt.runtimes.ops.libraries import ABSENT, NAMES, absent, available, digest, library
 from lstmopt.runtimes.ops.nodes import DOMAIN, VERSION, sparse_layer, sparse_layer_model, sparse_matmul
 
 __all__ = [
     "ABSENT",
     "DOMAIN",
+    "NAMES",
     "VERSION",
     "absent",
     "available",
