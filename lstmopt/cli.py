@@ -155,7 +155,11 @@ def progress_shown() -> Iterator[Callable[[str, float], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task("", total=1.0)
-        yield lambda text, fraction: bars.update(task, description=text[:78], completed=fraction)
+        width = max(20, console.width - 52)  # of what the bar and the time leave
+        # A bar that is full stops its clock, and a stage that is done is not all of the work.
+        yield lambda text, fraction: bars.update(
+            task, description=text[:width], completed=min(fraction, 0.99)
+        )
 
 
 def _config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:

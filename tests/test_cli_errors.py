@@ -333,3 +333,69 @@ def test_a_target_that_nothing_can_be_compared_on(
     target.write_text(f"name = 'mine'\n[[runtimes]]\nruntime = '{runtime}'\nprecisions = ['{precision}']\n")
     refused(call("optimize", model, "--target", target, "-o", tmp_path / "out"), word)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_trained_model_is_checked_before_anything_is_measured(tmp_path: Path, model: Path) -> None:
+    data = examples(tmp_path / "data.npz")
+    (tmp_path / "garbage.onnx").write_bytes(b"PK nothing")
+    fixed = onnx.load(model)
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 48
+    onnx.save(fixed, tmp_path / "fixed.onnx")
+    for name, *words in (
+        ("garbage.onnx", "garbage.onnx", "not an ONNX file"),
+        ("data.npz", "data.npz", "not an ONNX file"),
+        (".", "is a folder", "name the .onnx file"),
+        ("none.onnx", "none.onnx", "no such file"),
+        ("fixed.onnx", "fixed.onnx", "input x is [48, any, 4], that of model.onnx [any, any, 4]"),
+    ):
+        for further in ((), ("--dry-run",)):
+            result = call(
+                "optimize",
+                model,
+                "--data",
+                data,
+                "--trained",
+                tmp_path / name,
+                "-o",
+                tmp_path / "o",
+                *further,
+            )
+            refused(result, *words)
+            assert "measuring" not in result.stderr
+
+
+def test_validation_data_alone_are_refused(tmp_path: Path, model: Path) -> None:
+    data = examples(tmp_path / "data.npz")
+    for option in ("--val", "--test"):
+        for further in ((), ("--dry-run",)):
+            refused(call("optimize", model, option, data, "-o", tmp_path / "o", *further), option, "--data")
+
+
+def test_advise_checks_its_data_first(tmp_path: Path, model: Path) -> None:
+    result = call("advise", model, "--data", tmp_path / "none.npz")
+    refused(result, "none.npz", "no such file")
+    assert "measuring" not in result.stderr
+
+
+def test_weights_that_do_not_fit_are_named_by_their_own_input(tmp_path: Path, model: Path) -> None:
+    proto = onnx.load(model)
+    (tensor,) = (tensor for tensor in proto.graph.initializer if tensor.name.endswith("R"))
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[..., :-1], tensor.name))
+    onnx.save(proto, model)
+    refused(call("inspect", model), "input R", "(1, 32, 7), expected (1, 32, 8)")
+
+
+def test_the_clock_of_a_stage_goes_on_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.progress import Progress
+
+    from lstmopt.cli import progress_shown
+
+    seen: list[Progress] = []
+    start = Progress.start
+    monkeypatch.setattr(Progress, "start", lambda self: (seen.append(self), start(self))[1])
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    with progress_shown() as progress:
+        progress("a stage: done, and a text that is longer than a line of the terminal " * 2, 1.0)
+        (task,) = seen[0].tasks
+        assert not task.finished and len(task.description) < 60

@@ -34,6 +34,8 @@ from lstmopt.targets import Target, load_target
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from lstmopt.tasks.prepare import Prepared
+
 DENSITIES = (0.25, 0.125, 0.0625)
 """Densities of the LSTMs' weights that are tried in sparse ops."""
 
@@ -93,6 +95,11 @@ def advise(
     commands = Commands(path, options, str(data) if isinstance(data, (str, Path)) else "DATA", threads)
     if threads is not None:
         chosen = chosen.model_copy(update={"threads": threads})
+    prepared = None
+    if data is not None:  # before anything is measured
+        from lstmopt.tasks.prepare import prepare
+
+        prepared = prepare(original, task=None, data=data, val=None, test=None, seed=seed)
     statuses = [status for status in (r.status() for r in RUNTIMES) if status.reason]
     notes = [f"{status.name}: {status.reason}" for status in statuses]
     said = {line for status in statuses for line in _less(status)}
@@ -107,7 +114,7 @@ def advise(
             wider = _compare(wide, chosen, more, seed, progress)
             reference = comparison.timing(_reference(found))
             rows, trusted = rows + rated(wide, wider, more, reference), trusted and wider.trusted
-        errors, name = _errors(found, original, chosen, data, seed, notes, progress)
+        errors, name = _errors(found, original, chosen, prepared, seed, notes, progress)
     filled = [o.model_copy(update={"error": errors.get((o.name, o.runtime, o.precision))}) for o in rows]
     feeds = timing_calls(original, chosen, seed)[0][1]
     return Advice(
@@ -319,7 +326,7 @@ def _errors(
     found: Sequence[Variant],
     original: ir.Model,
     target: Target,
-    data: Any,
+    prepared: Prepared | None,
     seed: int,
     notes: list[str],
     progress: Progress,
@@ -328,7 +335,7 @@ def _errors(
     errors: dict[tuple[str, str, str], float] = {}
     dense = [(item, d) for item in found if not item.training for d in item.built.deployments]
     truth = next((d for _, d in dense if d.precision == "f32"), dense[0][1])
-    if data is None:
+    if prepared is None:
         calls = timing_calls(original, target, seed)
         real = real_outputs(original)
         expected = open_session(truth, target.threads).run(calls[0][1])
@@ -341,17 +348,15 @@ def _errors(
             errors[(item.title, deployment.runtime, deployment.precision)] = error
         return errors, "error"
     from lstmopt.tasks.base import degradation
-    from lstmopt.tasks.prepare import prepare
 
-    prepared = prepare(original, task=None, data=data, val=None, test=None, seed=seed)
     baseline = open_session(truth, target.threads)
     limit, unit = (20_000, "tokens") if prepared.task.name == "lm" else (256, "examples")
     notes.append(f"degradation: on at most {limit:,} {unit} of the validation data; optimize takes all of it")
     start = prepared.task.evaluate(baseline, prepared.splits.valid, reference=baseline, limit=limit)
     for item, deployment in dense:
-        progress(f"evaluating {item.title}, {deployment.runtime} {deployment.precision}", 0.9)
         if item.title != "as it is":
             continue
+        progress(f"evaluating {item.title}, {deployment.runtime} {deployment.precision}", 0.9)
         session = open_session(deployment, target.threads)
         evaluation = prepared.task.evaluate(session, prepared.splits.valid, reference=baseline, limit=limit)
         worse = degradation(start, evaluation, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -13,6 +14,7 @@ from lstmopt import keys
 from lstmopt.errors import LstmoptError
 from lstmopt.rnn.files import load_model
 from lstmopt.rnn.reader import find_rnns
+from lstmopt.rnn.states import state_pairs
 from lstmopt.sparsity.patterns import EXAMPLES, parse_pattern
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Trained:
         path: the ONNX file.
 
     Raises:
-        LstmoptError: there is no such file.
+        LstmoptError: there is no such file, or it is not ONNX.
     """
 
     path: str
@@ -47,10 +49,38 @@ class Trained:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", str(self.path))
-        if not Path(self.path).is_file():
-            raise LstmoptError(self.path, "no such file", "check the path")
+        load_model(self.path)  # that it is one, before anything is measured
         # The file is part of what the stage is: another one of that name is another stage.
         object.__setattr__(self, "digest", keys.file_digest(Path(self.path)))
+
+    def check(self, model: ir.Model, original: ir.Model, name: str) -> None:
+        """Checks that a model takes and gives what the original does.
+
+        Args:
+            model: the trained one.
+            original: what it was trained from.
+            name: of the original's file.
+
+        Raises:
+            LstmoptError: its inputs or outputs are others; sizes of states may differ.
+        """
+        mend = "give a model that was trained from this one"
+        for kind in ("inputs", "outputs"):
+            ours, theirs = _interface(model, kind), _interface(original, kind)
+            if ours != theirs:
+                fault = f"its {kind} are {', '.join(ours)}, those of {name} {', '.join(theirs)}"
+                raise LstmoptError(self.path, fault, mend)
+            known = dict(_sizes(original, kind))
+            for value, sizes in _sizes(model, kind):
+                before = known.get(value, sizes)
+                # An input that takes one size where the original takes any is another interface.
+                narrow = kind == "inputs"
+                if len(sizes) != len(before) or any(
+                    here is not None and here != there and (narrow or there is not None)
+                    for here, there in zip(sizes, before, strict=True)
+                ):
+                    fault = f"its {kind[:-1]} {value} is {_shown(sizes)}, that of {name} {_shown(before)}"
+                    raise LstmoptError(self.path, fault, mend)
 
     def run(self, state: State) -> State:
         """Returns the state with the model.
@@ -59,14 +89,7 @@ class Trained:
             LstmoptError: it is not ONNX, or its inputs and outputs are not the original's.
         """
         model = load_model(self.path)
-        for kind in ("inputs", "outputs"):
-            ours, theirs = _interface(model, kind), _interface(state.original, kind)
-            if ours != theirs:
-                raise LstmoptError(
-                    self.path,
-                    f"its {kind} are {', '.join(ours)}, those of {state.source.name} {', '.join(theirs)}",
-                    "give a model that was trained from this one",
-                )
+        self.check(model, state.original, state.source.name)
         return replace(
             state,
             model=model,
@@ -75,6 +98,14 @@ class Trained:
             trained={**state.trained, self.name: model},
             notes=(*state.notes, f"not trained here: the weights are those of {Path(self.path).name}"),
         )
+
+
+def _sizes(model: ir.Model, kind: str) -> Iterator[tuple[str, list[int | None]]]:
+    """Yields names and fixed sizes of what is no state."""
+    states = {name for pair in state_pairs(model) for name in (pair.input, pair.output)}
+    for value in getattr(model.graph, kind):
+        if value.name not in states and value.shape is not None:
+            yield str(value.name), [size if isinstance(size, int) else None for size in value.shape]
 
 
 def pattern_of(model: ir.Model) -> str:
@@ -87,6 +118,10 @@ def pattern_of(model: ir.Model) -> str:
 def follows(model: ir.Model, pattern: str) -> bool:
     """Whether all of the layers' zeros are where a pattern allows them."""
     return all(parse_pattern(pattern).is_legal(mask) for mask in _masks(model))
+
+
+def _shown(sizes: list[int | None]) -> str:
+    return f"[{', '.join('any' if size is None else str(size) for size in sizes)}]"
 
 
 def _masks(model: ir.Model) -> list[npt.NDArray[np.bool_]]:

@@ -70,6 +70,7 @@ def plan(
     Raises:
         LstmoptError: bad input, hidden units that cannot be followed, or torch is missing.
     """
+    from lstmopt.passes import Trained
     from lstmopt.passes.candidates import timing_calls
     from lstmopt.rnn.groups import fixed_sizes, unit_groups
     from lstmopt.rnn.reader import require_rnns
@@ -87,6 +88,9 @@ def plan(
     fixed = fixed_sizes(unit_groups(recognised))
     name, labelled, notes = describe(original, task=task, data=data, val=val, test=test)
     stages = standard_stages(back_off, trained)
+    for stage in stages:
+        if isinstance(stage, Trained):
+            stage.check(load_model(stage.path), original, Path(model).name)
     Pipeline(*stages).check()
     return Plan(
         model=str(model),

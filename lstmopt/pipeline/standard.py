@@ -33,7 +33,7 @@ def standard_stages(
     from lstmopt.passes.probe import LARGEST
 
     if trained is not None:
-        return Simplify(), Peers(), Trained(str(trained)), Export(stateful=stateful), Verify()
+        return Simplify(), Trained(str(trained)), Peers(), Export(stateful=stateful), Verify()
     back_off = back_off or BackOff()
     # Below the smallest size that is tried no point is looked for, but for the bin that this size lies in.
     smallest = BELOW * min(1.0, *back_off.scales)

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -333,6 +334,10 @@ def _clear_faults(destination: Path) -> Iterator[None]:
     except LstmoptError:
         raise
     except OSError as error:
+        if isinstance(error, shutil.Error):  # a whole folder's, told file by file: the first says it
+            number = re.match(r"\[Errno (\d+)\]", str(error.args[0][0][2]))
+            code = int(number[1]) if number else errno.EIO
+            error = OSError(code, os.strerror(code))
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise _unwritable(destination, error.strerror or str(error), full) from error
 

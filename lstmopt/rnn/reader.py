@@ -189,8 +189,10 @@ def _canonical(node: ir.Node, cell: CellSpec, name: str, arrays: dict[int, npt.N
             name, f"direction {direction!r} is none of {', '.join(DIRECTIONS)}", "export it again"
         )
     directions, gates = 2 if direction == "bidirectional" else 1, len(cell.gates)
-    recurrent = arrays[R]
-    hidden = int(recurrent.shape[-1])
+    hidden = int(arrays[R].shape[-1])
+    declared = int(_attribute(node, "hidden_size", hidden))
+    if arrays[W].ndim == 3 and arrays[W].shape[1] == gates * declared:
+        hidden = declared  # two of three agree
     shapes = {
         W: ((directions, gates * hidden, int(arrays[W].shape[-1])), (directions, gates, hidden, -1)),
         R: ((directions, gates * hidden, hidden), (directions, gates, hidden, hidden)),
@@ -207,8 +209,7 @@ def _canonical(node: ir.Node, cell: CellSpec, name: str, arrays: dict[int, npt.N
                 "export it again",
             )
         canonical[position] = array.reshape(form)
-    declared = _attribute(node, "hidden_size", hidden)
-    if int(declared) != hidden:
+    if declared != hidden:
         raise LstmoptError(name, f"hidden_size is {declared}, its weights have {hidden}", "export it again")
     clip = _attribute(node, "clip", None)
     return RnnWeights(

@@ -76,10 +76,7 @@ def prepare(
     if task is not None and task not in TASKS:
         raise LstmoptError(f"--task {task}", "unknown task", f"use one of {', '.join(TASKS)}")
     if data is None:
-        if val is not None or test is not None:
-            raise LstmoptError(
-                "--val", "validation or test data without training data", "give --data as well"
-            )
+        _check_none(val, test)
         return _made(model, interface, task, seed, folder)
     arrays, where = read_arrays(data)
     chosen = task or _guess(interface, arrays)
@@ -155,7 +152,15 @@ def describe(
     if data is not None:
         prepared = prepare(model, task=task, data=data, val=val, test=test, seed=0)
         return prepared.task.name, prepared.labelled, prepared.notes
+    _check_none(val, test)
     return _made_task(read_interface(model), task), False, (UNLABELLED, MADE)
+
+
+def _check_none(val: Any, test: Any) -> None:
+    """Checks that there are no other data where there are none to train on."""
+    for option, given in (("--val", val), ("--test", test)):
+        if given is not None:
+            raise LstmoptError(option, "there are no data to train on beside it", "give --data as well")
 
 
 def _guess(interface: Interface, arrays: dict[str, Any]) -> str:

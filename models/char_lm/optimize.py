@@ -41,15 +41,16 @@ def main() -> None:
     if not text.pinned:
         print(UNPINNED, file=sys.stderr)
     train = GrowPrune(learning_rate=4e-3, regrow=0.1, dropout=0.0)
-    trained = (
-        (Trained(options.trained),)
+    stages = (
+        (Trained(options.trained), Peers())
         if options.trained
         else (
+            Peers(),
             Probe(step=16, smallest=0.85 * min(1.0, *options.scales), densities=(1 / COMPRESSION,)),
             BackOff(scales=tuple(options.scales), compression=COMPRESSION, relaxed=RELAXED, train=train),
         )
     )
-    stages = (Simplify(), Peers(), *trained, Export(), Verify())
+    stages = (Simplify(), *stages, Export(), Verify())
     with progress_shown() as progress:
         state = Pipeline(*stages).run(
             model_path(),
