@@ -278,3 +278,37 @@ def test_the_usual_chain(tmp_path: Path) -> None:
         max_degradation=50.0, back_off=BackOff(scales=(0.4,), relaxed=(1.0,), train=recipe),
     )  # fmt: skip
     assert new.rnn.hidden_size < 96 and verify_artifact(artifact, progress=lambda *_: None).passed
+
+
+class Tied(nn.Module):
+    """An embedding that scores the next token, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 24)
+        self.rnn = nn.LSTM(24, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rnn(self.table(x))[0] @ self.table.weight.T
+
+
+class Called(nn.Module):
+    """One layer, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rnn(self.rnn(x)[0])[0]
+
+
+@pytest.mark.parametrize("kind", [Tied, Called])
+def test_what_is_used_twice_is_refused_before_any_training(kind: type[nn.Module], tmp_path: Path) -> None:
+    example = torch.zeros(4, 1, dtype=torch.int64) if kind is Tied else torch.zeros(4, 1, 6)
+    told: list[str] = []
+    with pytest.raises(LstmoptError, match=r"(several places|several times).*trained apart"):
+        lstmopt.optimize_module(
+            kind(), example, output=tmp_path / "out", progress=lambda text, fraction: told.append(text)
+        )
+    assert not told and not (tmp_path / "out").exists()

@@ -222,12 +222,37 @@ def rebuilt(module: nn.Module, places: Places, graph: ir.Model) -> nn.Module:
         if not arrays:
             continue
         if any(array.shape != arrays[0].shape or not np.array_equal(array, arrays[0]) for array in arrays):
-            raise LstmoptError(
-                f"weight {name}", "is used at several places, which were trained apart",
-                "give the module weights of their own there",
-            )  # fmt: skip
+            raise _used_often(name)
         _assign(made, name, current[name], arrays[0])
     return made
+
+
+def check_single(places: Places) -> None:
+    """Checks that nothing of the module is used twice, before it is trained.
+
+    Raises:
+        LstmoptError: a layer is called, or a weight used, several times: each use would be trained apart.
+    """
+    for (name, _), nodes in places.layers.items():
+        if len(nodes) > 1:
+            raise _called_often(name)
+    for name, where in places.parameters.items():
+        if len({place.node for place in where}) > 1:
+            raise _used_often(name)
+
+
+def _called_often(name: str) -> LstmoptError:
+    return LstmoptError(
+        f"module {name}", "is called several times, and its calls are trained apart",
+        "give each call a module of its own, or use lstmopt.optimize on the exported model",
+    )  # fmt: skip
+
+
+def _used_often(name: str) -> LstmoptError:
+    return LstmoptError(
+        f"weight {name}", "is used at several places, which are trained apart",
+        "give the module weights of their own there, or use lstmopt.optimize on the exported model",
+    )  # fmt: skip
 
 
 def _one(name: str, candidates: list[RnnWeights]) -> RnnWeights:
@@ -238,10 +263,7 @@ def _one(name: str, candidates: list[RnnWeights]) -> RnnWeights:
         or not (np.array_equal(other.w, first.w) and np.array_equal(other.r, first.r))
         for other in candidates
     ):
-        raise LstmoptError(
-            f"module {name}", "is called several times, and its calls were trained apart",
-            "give each call a module of its own",
-        )  # fmt: skip
+        raise _called_often(name)
     return first
 
 

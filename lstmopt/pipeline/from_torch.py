@@ -68,7 +68,14 @@ def optimize_module(
     check_torch()
     # Before minutes are spent: what `Pipeline.run` does not know is a slip of the pen.
     inspect.signature(Pipeline.run).bind_partial(**options)
-    from lstmopt.bridge.modules import find_places, marked, rebuilt, recurrent_modules, tensors_in
+    from lstmopt.bridge.modules import (
+        check_single,
+        find_places,
+        marked,
+        rebuilt,
+        recurrent_modules,
+        tensors_in,
+    )
     from lstmopt.passes import BackOff
     from lstmopt.passes.simplify import simplify
 
@@ -85,6 +92,7 @@ def optimize_module(
         _export(marks, arguments, path, form)
         places = find_places(marks, simplify(load_model(path))[0])
     if stages is None:
+        check_single(places)
         plan = replace(back_off or BackOff(), together=places.together)
         optimize(source, output=out, back_off=plan, **options)
     else:
