@@ -16,7 +16,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.measure.fingerprint import available_cores, fingerprint
 from lstmopt.measure.statistics import Timing
 from lstmopt.passes.advice import Advice, Option
-from lstmopt.passes.candidates import Built, build, key, timing_calls
+from lstmopt.passes.candidates import Built, as_called, build, key, timing_calls
 from lstmopt.passes.convert import fixed, real_outputs, relative_error
 from lstmopt.passes.formats import smallest_formats
 from lstmopt.passes.plans import masked, sparse_only
@@ -357,7 +357,7 @@ def _errors(
         if item.title != "as it is":
             continue
         progress(f"evaluating {item.title}, {deployment.runtime} {deployment.precision}", 0.9)
-        session = open_session(deployment, target.threads)
+        session = as_called(deployment, prepared.task, target)
         evaluation = prepared.task.evaluate(session, prepared.splits.valid, reference=baseline, limit=limit)
         worse = degradation(start, evaluation, seed)
         errors[(item.title, deployment.runtime, deployment.precision)] = worse.value

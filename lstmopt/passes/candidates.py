@@ -15,6 +15,7 @@ from lstmopt import keys, measure
 from lstmopt.errors import LstmoptError
 from lstmopt.passes.elsewhere import Prediction, is_elsewhere, predict
 from lstmopt.passes.formats import FormatsOf, build_in, measured_formats
+from lstmopt.passes.latency import most_frequent
 from lstmopt.precision import is_sparse
 from lstmopt.rnn.examples import axis_roles, example_inputs, sizes_for
 from lstmopt.rnn.files import save_model
@@ -23,7 +24,16 @@ from lstmopt.rnn.recognition.recognise import recognise
 from lstmopt.runtimes import OURS, open_session, ops, runtime, stand_in
 from lstmopt.runtimes.base import Deployment
 from lstmopt.targets import RuntimeTarget
-from lstmopt.tasks.base import Degradation, Evaluation, degradation, load_evaluation, save_evaluation
+from lstmopt.tasks.base import (
+    Degradation,
+    Evaluation,
+    Runner,
+    Task,
+    degradation,
+    load_evaluation,
+    save_evaluation,
+)
+from lstmopt.tasks.calls import InParts
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -303,15 +313,30 @@ def evaluate(
     if known is not None:
         return known
     other = None if against is None else open_session(against, threads)
-    found = state.task.evaluate(open_session(stand_in(deployment), threads), part, reference=other)
+    session = as_called(deployment, state.task, state.target)
+    found = state.task.evaluate(session, part, reference=other)
     save_evaluation(path, found)
     return found
+
+
+def as_called(deployment: Deployment, task: Task, target: Target) -> Runner:
+    """Opens a deployment, or what stands in for it, so that it is called as in its use, see `InParts`."""
+    session = open_session(stand_in(deployment), target.threads)
+    batch = _own_batch(deployment, target)
+    return session if batch is None else InParts(session, task.interface, batch)
+
+
+def _own_batch(deployment: Deployment, target: Target) -> int | None:
+    """Returns the batch on which a deployment's accuracy depends, or None where it does not."""
+    dynamic = (deployment.runtime, deployment.precision) == ("onnxruntime", "int8")
+    return most_frequent(target).batch if dynamic else None
 
 
 def _evaluation_key(deployment: Deployment, state: State, part: Dataset, reference: Deployment | None) -> str:
     """Returns a hash of everything that an evaluation depends on."""
     digest = hashlib.sha256(keys.surroundings().encode() + part.digest().encode())
-    digest.update(f"{state.task.name} {state.target.threads}".encode())
+    batch = _own_batch(deployment, state.target)
+    digest.update(f"{state.task.name} {state.target.threads} {batch}".encode())
     for item in (deployment, reference):
         if item is not None:
             digest.update(repr((item.runtime, item.precision, sorted(item.settings.items()))).encode())
