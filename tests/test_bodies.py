@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from lstmopt.errors import LstmoptError
 from lstmopt.passes.export import Export
@@ -172,6 +172,17 @@ def test_sizes_of_layers_in_bodies_stay_and_the_line_says_why(name):
     assert ("lstmopt fix MODEL flag=VALUE" in str(groups[0].pinned)) == (name in SWITCHES)
     with pytest.raises(LstmoptError, match="is inside"):
         resize(model, {groups[0].layers[0]: 16})
+
+
+def test_no_value_is_asked_for_where_the_data_decide():
+    """`lstmopt fix` makes a model for one value of a switch, and x is none."""
+    proto = ir.to_proto(behind_if(shared=True))
+    (flag,) = (value for value in proto.graph.input if value.name == "flag")
+    proto.graph.input.remove(flag)
+    proto.graph.node.insert(0, helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0))
+    proto.graph.node.insert(1, helper.make_node("Cast", ["sum"], ["flag"], to=TensorProto.BOOL))
+    (group, *_) = unit_groups(ir.from_proto(proto))
+    assert "it is inside" in str(group.pinned) and "lstmopt fix" not in str(group.pinned)
 
 
 RECIPE = GrowPrune(density=0.3, steps=150, batch=8, mask_every=5, amp=False, pattern="unstructured")

@@ -120,7 +120,12 @@ def require_rnns(model: ir.Model, source: str) -> tuple[RnnLayer, ...]:
 
 def without_branches(model: ir.Model, layer: RnnLayer) -> str:
     """Returns how a layer behind an `If` on an input becomes one of the main graph, or nothing."""
-    given = {str(value.name) for value in model.graph.inputs}
+    # Switches: an If on numbers of the data takes no one value.
+    given = {
+        str(value.name)
+        for value in model.graph.inputs
+        if value.shape is not None and all(size == 1 for size in value.shape)
+    }
     for node in model.graph:
         condition = node.inputs[0] if node.op_type == "If" else None
         if condition is None or not (by := deciding_inputs(condition)) or not by <= given:
