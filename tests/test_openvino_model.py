@@ -21,6 +21,7 @@ from lstmopt.rnn.execution import Reference
 from lstmopt.rnn.files import load_model
 from lstmopt.rnn.weights import RnnWeights
 from lstmopt.runtimes import open_session, runtime
+from lstmopt.runtimes.openvino_rewrites import FloatWeights
 from lstmopt.targets import load_target
 from tests.ops import ort_session, save_dense
 
@@ -246,6 +247,52 @@ def test_dequantised_weights_are_right_in_products_of_few_rows(
     for rows in (1, 2, 3, 8):
         x = {"x": rng.standard_normal((rows, size)).astype(np.float32)}
         np.testing.assert_allclose(session.run(x)["y"], exact.run(x)["y"], rtol=0, atol=1e-5)
+
+
+def quantised_product(path: Path, *, turned: bool, external: bool = False) -> Path:
+    """x and its weights, rounded, dequantised and multiplied twice: products of integers."""
+    rng = np.random.default_rng(2)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "xs", "xz"], ["xf"]),
+        helper.make_node("DequantizeLinear", ["q", "s"], ["W"], axis=0 if turned else 1),
+        *([helper.make_node("Transpose", ["W"], ["V"], perm=[1, 0])] if turned else []),
+        helper.make_node("MatMul", ["xf", "V" if turned else "W"], ["y"]),
+        helper.make_node("MatMul", ["x", "V" if turned else "W"], ["z"]),
+    ]
+    constants = {
+        "q": rng.integers(-127, 127, (32, 32)).astype(np.int8),
+        "s": rng.uniform(0.001, 0.02, 32).astype(np.float32),
+        "xs": np.float32(0.02), "xz": np.uint8(128),
+    }  # fmt: skip
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes[:-1] if not external else nodes, "g", [info("x", onnx.TensorProto.FLOAT, ["n", 32])],
+        [info(name, onnx.TensorProto.FLOAT, None) for name in ("y", *(["z"] if external else []))],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path, save_as_external_data=external, size_threshold=0, location="weights.bin")
+    return path
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_products_of_integers_stay_what_they_are(turned: bool, tmp_path: Path) -> None:
+    model = load_model(quantised_product(tmp_path / "model.onnx", turned=turned))
+    assert not FloatWeights()(model).modified
+
+
+def test_weights_in_another_file_are_dequantised_too(tmp_path: Path) -> None:
+    """Both products read one constant, one of them with floats: it becomes floats, once."""
+    path = quantised_product(tmp_path / "model.onnx", turned=True, external=True)
+    session = open_session(runtime("openvino").build(path, "f32", tmp_path / "made"), 1)
+    model = load_model(path)
+    x = {"x": np.random.default_rng(3).uniform(-2, 2, (2, 32)).astype(np.float32)}
+    exact = Reference(model).run(x)
+    for name, array in session.run(x).items():
+        np.testing.assert_allclose(array, exact[name], rtol=0, atol=1e-4)
+    before = len(model.graph.initializers)
+    assert FloatWeights()(model).modified and len(model.graph.initializers) <= before
 
 
 def test_export_refuses_a_runtime_that_computes_something_else(

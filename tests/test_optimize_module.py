@@ -23,7 +23,9 @@ from lstmopt.targets import RuntimeTarget, Target
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
-from lstmopt.bridge.modules import marked  # noqa: E402
+from lstmopt.bridge.modules import check_single, find_places, marked  # noqa: E402
+from lstmopt.passes.simplify import simplify  # noqa: E402
+from lstmopt.pipeline.from_torch import _export, _Form  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -312,3 +314,28 @@ def test_what_is_used_twice_is_refused_before_any_training(kind: type[nn.Module]
             kind(), example, output=tmp_path / "out", progress=lambda text, fraction: told.append(text)
         )
     assert not told and not (tmp_path / "out").exists()
+
+
+class Shared(nn.Module):
+    """What is used twice and has one gradient, or none: a convolution, a product of rows, numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = nn.Conv1d(6, 6, 3, padding=1)
+        self.rnn = nn.LSTM(6, 8)
+        self.last = nn.Linear(8, 8)
+        self.register_buffer("mean", torch.randn(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.front(self.front((x - self.mean).permute(1, 2, 0))).permute(2, 0, 1) + self.mean
+        return self.last(torch.tanh(self.last(self.rnn(x)[0][-1])))
+
+
+def test_what_has_one_gradient_may_be_used_twice(tmp_path: Path) -> None:
+    marks = marked(Shared().eval())
+    form = _Form(["x"], ["y"], None)
+    _export(marks, (torch.zeros(4, 1, 6),), tmp_path / "marked.onnx", form)
+    graph = simplify(load_model(tmp_path / "marked.onnx"))[0]
+    places = find_places(marks, graph)
+    assert any(len(where) > 1 for where in places.parameters.values())
+    check_single(marks, places, graph)

@@ -203,7 +203,7 @@ def test_loops_that_stop_short_of_long_inputs_are_left(capped: str, said: str) -
     ("capped", "batch", "steps", "fixed"),
     [
         ("band", 2, 120, 0),
-        *((name, 9, 5, n) for name in ("batch", "batch index", "batch start") for n in (0, 5)),
+        *((name, 9, 5, n) for name in ("batch", "batch index", "batch sum", "batch start") for n in (0, 5)),
     ],
 )
 def test_loops_that_count_with_other_sizes_are_left(capped: str, batch: int, steps: int, fixed: int) -> None:

@@ -51,7 +51,7 @@ from lstmopt.sparsity.patterns import parse_pattern
 from lstmopt.sparsity.precisions import allowed_formats
 from lstmopt.targets import RuntimeTarget, Target
 from tests.graphs import Drawn, feeds_for, lstm_graphs
-from tests.ops import error, needs_ops
+from tests.ops import error, needs_ops, random_layer
 from tests.test_cli_errors import call, classifier, examples, refused
 
 pytestmark = needs_ops
@@ -426,6 +426,17 @@ def test_the_shell_names_sparse_formats_by_their_numbers(folder: Path, tmp_path:
     assert "onnxruntime sparse-i8" in result.stdout and "register" in result.stdout
 
 
+def test_export_to_one_folder_again_leaves_nothing_of_before(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for precision in ("i8", "f32", "i8"):
+        options = "--runtime", "onnxruntime", "--format", precision, "-o", out
+        result = call("export", folder / "pruned.onnx", *options)
+        assert result.returncode == 0, result.stderr
+        assert (out / STANDARD).exists() == (precision == "i8")
+        listed = Manifest.load(out / "manifest.json").files
+        assert {path.name for path in out.iterdir()} == {*listed, "manifest.json"}
+
+
 def test_export_refuses_a_dense_model(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = call("export", folder / "model.onnx", "--runtime", "onnxruntime", "--format", "i8", "-o", out)
@@ -501,11 +512,26 @@ def test_run_py_loads_the_sparse_ops(artifact: Path) -> None:
         assert json.loads(result.stdout)["precision"].startswith("sparse-")
 
 
+def test_weights_that_are_inputs_too_are_no_interface(folder: Path, tmp_path: Path) -> None:
+    """Files before IR 4 list every initializer among the inputs."""
+    for name, hidden in (("large", 16), ("small", 8)):
+        layer = random_layer(np.random.default_rng(0), hidden=hidden, inputs=5, density=1.0, plain=True)
+        save_model(rnn_model(layer), tmp_path / f"{name}.onnx")
+        proto, info = onnx.load(tmp_path / f"{name}.onnx"), helper.make_tensor_value_info
+        for tensor in proto.graph.initializer:
+            proto.graph.input.append(info(tensor.name, TensorProto.FLOAT, tensor.dims))
+        del proto.graph.output[:]
+        proto.graph.output.append(info("y", TensorProto.FLOAT, [None] * 4))
+        onnx.save(proto, tmp_path / f"{name}.onnx")
+    large, small = (load_model(tmp_path / f"{name}.onnx") for name in ("large", "small"))
+    Trained(str(tmp_path / "small.onnx")).check(small, large, "large.onnx")
+
+
 @pytest.mark.deep
 def test_a_trained_model_of_another_interface_is_refused(folder: Path, tmp_path: Path) -> None:
     save_model(rnn_model(sparse_layer(8, 0.5)), tmp_path / "other.onnx")
     options = ("--trained", tmp_path / "other.onnx", "--data", folder / "data.npz", "-o", tmp_path / "out")
-    refused(call("optimize", folder / "model.onnx", *options), "other.onnx", "outputs are")
+    refused(call("optimize", folder / "model.onnx", *options), "other.onnx", "input x is [any, any, 8]")
     missing = ("--trained", tmp_path / "none.onnx", "--data", folder / "data.npz", "-o", tmp_path / "out")
     refused(call("optimize", folder / "model.onnx", *missing), "none.onnx", "no such file")
     assert not (tmp_path / "out" / "report.json").exists()

@@ -74,6 +74,26 @@ def test_parts_make_the_whole(name: str, batch: int, tmp_path: Path) -> None:
         np.testing.assert_allclose(parts[key], array, rtol=0, atol=1e-6)
 
 
+def test_outputs_as_long_as_the_longest_sequence_are_of_whole_calls(tmp_path: Path) -> None:
+    proto = onnx.load(stateful(tmp_path / "model.onnx"))
+    interface = read_interface(load_model(tmp_path / "model.onnx"))
+
+    built = runtime("onnxruntime").build(tmp_path / "model.onnx", "f32", tmp_path / "built")
+
+    class Cut:
+        inputs = open_session(built, 1).inputs
+
+        def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            steps = 1 + int(np.abs(feeds["x"]).sum() > 100)
+            state = np.zeros((1, feeds["x"].shape[1], 6))
+            return {"y": np.ones((steps, 1, feeds["x"].shape[1], 6)), "h_n": state, "c_n": state}
+
+    x = np.concatenate([np.zeros((3, 1, 4)), np.full((3, 1, 4), 99)], axis=1)
+    feeds = {"x": x, "h_0": np.zeros((1, 2, 6)), "c_0": np.zeros((1, 2, 6))}
+    assert [value.name for value in proto.graph.output] == ["y", "h_n", "c_n"]
+    assert InParts(Cut(), interface, 1).run(feeds)["y"].shape == (2, 1, 2, 6)
+
+
 def test_int8_is_judged_in_calls_of_its_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = classifier(tmp_path / "model.onnx", 32)
     rng = np.random.default_rng(0)

@@ -270,8 +270,8 @@ def looped(
     """Returns a Loop over x [batch, time, input] as tf2onnx writes it: a count, and a Gather at it.
 
     Where ``capped``, it is no layer beyond some steps: "count", "slice", "index" or "condition"; or not at
-    some length, "band", or with some batch, "batch", "batch index" or "batch start". ``fixed`` takes the
-    place of the axis of steps.
+    some length, "band", or with some batch, "batch", "batch index", "batch sum" or "batch start". ``fixed``
+    takes the place of the axis of steps.
     """
     g = Draft()
     axis = 0 if time_first else 1
@@ -303,6 +303,11 @@ def looped(
         at = body("Min", at, body.const(63, np.int64))
     if capped == "batch index":
         at = body("Mul", at, body("Cast", few, to=TensorProto.INT64))
+    if capped == "batch sum":
+        one = body("Add", body("Mul", at, body.const(0, np.int64)), body.const(1, np.int64))
+        ones = body("Expand", one, g.axes("Unsqueeze", batch, [0]))
+        short = body("Less", body("ReduceSum", ones, keepdims=0), body.const(8, np.int64))
+        at = body("Mul", at, body("Cast", short, to=TensorProto.INT64))
     x = body("Gather", "x", at, axis=axis)
     h, c = step(body, x, "b_h", "b_c")
     names = ["h", "c"][:states]

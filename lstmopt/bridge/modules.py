@@ -227,17 +227,25 @@ def rebuilt(module: nn.Module, places: Places, graph: ir.Model) -> nn.Module:
     return made
 
 
-def check_single(places: Places) -> None:
-    """Checks that nothing of the module is used twice, before it is trained.
+def check_single(module: nn.Module, places: Places, graph: ir.Model) -> None:
+    """Checks, before it is trained, that nothing of a module would be trained at several places apart.
+
+    Args:
+        module: the module that was exported.
+        places: where its weights are.
+        graph: its export, simplified.
 
     Raises:
-        LstmoptError: a layer is called, or a weight used, several times: each use would be trained apart.
+        LstmoptError: a layer is called several times, or the graph holds a weight several times.
     """
-    for (name, _), nodes in places.layers.items():
-        if len(nodes) > 1:
+    for (name, _), layers in places.layers.items():
+        if len(layers) > 1:
             raise _called_often(name)
-    for name, where in places.parameters.items():
-        if len({place.node for place in where}) > 1:
+    nodes = {str(node.name): node for node in graph.graph}
+    for name in dict(module.named_parameters()).keys() & places.parameters.keys():
+        # What several nodes read from one value has one gradient.
+        held = {nodes[place.node].inputs[place.position] for place in places.parameters[name]}
+        if len(held) > 1:
             raise _used_often(name)
 
 

@@ -20,9 +20,11 @@ from lstmopt.precision import is_sparse
 from lstmopt.rnn.examples import axis_roles, example_inputs, sizes_for
 from lstmopt.rnn.files import save_model
 from lstmopt.rnn.reader import find_rnns, recurrent_nodes
+from lstmopt.rnn.recognition.quantised import has_quantised
 from lstmopt.rnn.recognition.recognise import recognise
 from lstmopt.runtimes import OURS, open_session, ops, runtime, stand_in
 from lstmopt.runtimes.base import Deployment
+from lstmopt.runtimes.onnxruntime import is_int8
 from lstmopt.targets import RuntimeTarget
 from lstmopt.tasks.base import (
     Degradation,
@@ -200,6 +202,13 @@ def build_peers(original: ir.Model, target: Target, folder: Path) -> Built:
         for item in target.runtimes
         if item.runtime not in OURS or all(other.runtime in OURS for other in target.runtimes)
     )
+    if (
+        has_quantised(original)
+        and not is_elsewhere(target)
+        and all(r.runtime != "onnxruntime" for r in dense)
+    ):
+        # Others run its floats: the model to beat is the one that was given.
+        dense += (RuntimeTarget(runtime="onnxruntime", precisions=("f32",)),)
     try:
         return build(ORIGINAL, original, target.model_copy(update={"runtimes": dense}), folder, ahead=True)
     except LstmoptError:
@@ -243,12 +252,9 @@ def compare(
         options: of `measure.compare`.
     """
     candidates = [
-        measure.Candidate(
-            name=key(built.name, deployment),
-            deployment=deployment,
-            calls=timing_calls(built.model, target, seed),
-        )
+        measure.Candidate(name=key(built.name, deployment), deployment=deployment, calls=calls)
         for built in builds
+        for calls in [timing_calls(built.model, target, seed)]
         for deployment in built.deployments
     ]
     return measure.compare(
@@ -304,7 +310,6 @@ def evaluate(
         reference: the original, for tasks that compare with its outputs.
         cached: whether an evaluation of the same files may be taken.
     """
-    threads = state.target.threads
     against = None if reference is None or state.labelled else reference
     path = (
         state.run_folder / "evaluations" / f"{_evaluation_key(deployment, state, part, against)}.safetensors"
@@ -312,7 +317,7 @@ def evaluate(
     known = load_evaluation(path) if cached else None
     if known is not None:
         return known
-    other = None if against is None else open_session(against, threads)
+    other = None if against is None else as_called(against, state.task, state.target)
     session = as_called(deployment, state.task, state.target)
     found = state.task.evaluate(session, part, reference=other)
     save_evaluation(path, found)
@@ -328,8 +333,10 @@ def as_called(deployment: Deployment, task: Task, target: Target) -> Runner:
 
 def _own_batch(deployment: Deployment, target: Target) -> int | None:
     """Returns the batch on which a deployment's accuracy depends, or None where it does not."""
-    dynamic = (deployment.runtime, deployment.precision) == ("onnxruntime", "int8")
-    return most_frequent(target).batch if dynamic else None
+    if deployment.runtime != "onnxruntime":
+        return None
+    rounds = deployment.precision == "int8" or is_int8(deployment.file)
+    return most_frequent(target).batch if rounds else None
 
 
 def _evaluation_key(deployment: Deployment, state: State, part: Dataset, reference: Deployment | None) -> str:

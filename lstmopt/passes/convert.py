@@ -27,7 +27,7 @@ from lstmopt.report.runner import run_script
 from lstmopt.report.titles import runtime_title
 from lstmopt.rnn.files import load_model, save_model
 from lstmopt.rnn.proof import random_calls
-from lstmopt.rnn.recognition.recognise import float_layers
+from lstmopt.rnn.recognition.recognise import Recognised, float_layers
 from lstmopt.rnn.rewriting import rewrite
 from lstmopt.rnn.states import fixed_batch, state_pairs
 from lstmopt.runtimes import Runtime, open_session, ops, stand_in
@@ -66,7 +66,8 @@ class Exported(BaseModel):
     Attributes:
         source: the user's file.
         deployment: the file, and how it is loaded.
-        error: of its outputs against the original's in ONNX Runtime f32, over their standard deviation.
+        error: of its outputs against the original's in ONNX Runtime f32, over their standard deviation; where
+            int8 layers were written as floats, against those.
         notes: precisions that were left out, and why.
         stateful: models that keep their states inside.
     """
@@ -83,10 +84,10 @@ class Exported(BaseModel):
         """Returns a few lines for the shell."""
         from rich.text import Text
 
-        ours = self.deployment
+        ours, truth = self.deployment, "its floats" if AS_FLOATS in self.notes else "the original"
         lines = [
             f"{ours.file}: {ours.runtime} {ours.precision}, "
-            f"relative error {self.error:.1e} against the original in f32",
+            f"relative error {self.error:.1e} against {truth} in f32",
             *_loading(ours),
             *(f"register {library} with the runtime first" for library in ours.libraries),
             *([f"{STANDARD} beside it: the same weights for any other runtime"] if ours.libraries else []),
@@ -129,7 +130,8 @@ def export_model(
         LstmoptError: the model cannot be converted or the output not written.
     """
     _check_output(output)
-    _check_free(output, ["model.xml", "model.bin"] if runtime == "openvino" else ["model.onnx"])
+    names = ["model.xml", "model.bin"] if runtime == "openvino" else ["model.onnx"]
+    _check_free(output, [*names, STANDARD] if is_sparse(precision) else names)
     model, chosen = load_model(path), load_target(target)
     if static:
         model = fixed(model, chosen)
@@ -183,7 +185,7 @@ def convert(
         stateful: see `export_model`.
 
     Returns:
-        The deployment, its file in ``output``, and its error against the original in ONNX Runtime f32.
+        The deployment, its file in ``output``, and its error, see `Exported`.
 
     Raises:
         LstmoptError: the runtime is not usable here, the model cannot be built in the precision or
@@ -191,9 +193,10 @@ def convert(
     """
     engine = find_runtime(runtime)
     wanted = _wanted(engine, precision)
-    given = model
+    floats = Recognised(model)
     if runtime != "onnxruntime":  # whose own operators int8 layers are
-        model = float_layers(model).model
+        floats = float_layers(model)
+        model = floats.model
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder:
         source = Path(folder) / "source.onnx"
         save_model(model, source)
@@ -256,13 +259,17 @@ def convert(
         )
         _check_free(output, manifest.files)
         manifest.save(best.file.parent / MANIFEST)
+        stale = _written_before(output) - set(manifest.files)
         write_folder(best.file.parent, output)
+        for name in stale:
+            (output / name).unlink(missing_ok=True)
     return Exported(
         source=str(path),
         deployment=best.placed(output),
         error=error,
         notes=(
-            *([] if model is given else [AS_FLOATS]),
+            *([AS_FLOATS] if floats.layers else []),
+            *floats.faults,
             *_not_run(engine, best),
             *(f"left out: {fault.fault}" for fault in faults),
         ),
@@ -427,14 +434,19 @@ def _check_calls(
             )
 
 
+def _written_before(output: Path) -> set[str]:
+    """Returns the names of the files that an earlier call has written into a folder."""
+    manifest = output / MANIFEST
+    return set(Manifest.load(manifest).files) if manifest.exists() else set()
+
+
 def _check_free(output: Path, names: Iterable[str]) -> None:
     """Checks that no file of the user's is written over.
 
     Raises:
         LstmoptError: one is there that no earlier call has written.
     """
-    manifest = output / MANIFEST
-    ours = Manifest.load(manifest).files if manifest.exists() else {}
+    ours = _written_before(output)
     for name in names:
         if (output / name).exists() and name not in ours:
             raise LstmoptError(

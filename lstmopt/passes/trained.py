@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from lstmopt import keys
 from lstmopt.errors import LstmoptError
+from lstmopt.rnn.examples import real_inputs
 from lstmopt.rnn.files import load_model
 from lstmopt.rnn.reader import find_rnns
 from lstmopt.rnn.states import state_pairs
@@ -64,7 +65,7 @@ class Trained:
         Raises:
             LstmoptError: its inputs or outputs are others; sizes of states may differ.
         """
-        mend = "give a model that was trained from this one"
+        mend = "give a model that was trained from this one, its axes as dynamic"
         for kind in ("inputs", "outputs"):
             ours, theirs = _interface(model, kind), _interface(original, kind)
             if ours != theirs:
@@ -103,7 +104,7 @@ class Trained:
 def _sizes(model: ir.Model, kind: str) -> Iterator[tuple[str, list[int | None]]]:
     """Yields names and fixed sizes of what is no state."""
     states = {name for pair in state_pairs(model) for name in (pair.input, pair.output)}
-    for value in getattr(model.graph, kind):
+    for value in real_inputs(model) if kind == "inputs" else model.graph.outputs:
         if value.name not in states and value.shape is not None:
             yield str(value.name), [size if isinstance(size, int) else None for size in value.shape]
 

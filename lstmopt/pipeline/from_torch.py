@@ -90,9 +90,10 @@ def optimize_module(
     with tempfile.TemporaryDirectory(prefix="lstmopt-") as folder:
         marks, path = marked(module), Path(folder) / "marked.onnx"
         _export(marks, arguments, path, form)
-        places = find_places(marks, simplify(load_model(path))[0])
+        simple = simplify(load_model(path))[0]
+        places = find_places(marks, simple)
     if stages is None:
-        check_single(places)
+        check_single(module, places, simple)
         plan = replace(back_off or BackOff(), together=places.together)
         optimize(source, output=out, back_off=plan, **options)
     else:

@@ -334,7 +334,8 @@ def _clear_faults(destination: Path) -> Iterator[None]:
     except LstmoptError:
         raise
     except OSError as error:
-        if isinstance(error, shutil.Error):  # a whole folder's, told file by file: the first says it
+        if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+            # Of a whole folder, told file by file: the first says it.
             number = re.match(r"\[Errno (\d+)\]", str(error.args[0][0][2]))
             code = int(number[1]) if number else errno.EIO
             error = OSError(code, os.strerror(code))

@@ -198,7 +198,7 @@ def _quantize(model_file: Path, file: Path) -> None:
         prepared, beside = Path(folder) / "prepared.onnx", Path(folder) / file.name
         try:
             _quantize_once(model_file, beside, subgraphs=False)
-            if not _is_quantized(beside):
+            if not is_int8(beside):
                 from onnxruntime.quantization import quant_pre_process
 
                 quant_pre_process(model_file, prepared, skip_symbolic_shape=True)
@@ -207,7 +207,7 @@ def _quantize(model_file: Path, file: Path) -> None:
             raise LstmoptError(
                 str(model_file), f"ONNX Runtime cannot quantise it ({first_line(error)})", "use f32"
             ) from error
-        if not _is_quantized(beside):
+        if not is_int8(beside):
             raise LstmoptError(
                 str(model_file),
                 f"ONNX Runtime finds no constant weights of {', '.join(QUANTIZED_OPERATORS)} to quantise",
@@ -244,7 +244,7 @@ def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
-def _is_quantized(model_file: Path) -> bool:
+def is_int8(model_file: Path) -> bool:
     """Whether a file has quantised operators, in its graph or in a branch."""
     import onnx_ir as ir
 

@@ -27,8 +27,8 @@ from lstmopt.runtimes.openvino_rewrites import (
     FloatWeights,
     OwnInputs,
     PlainSlopes,
+    dequantises_constant,
     has_flat_slopes,
-    makes_floats,
     shares_input,
 )
 
@@ -65,7 +65,7 @@ def read_rightly(model_file: Path, graph: Any, read: Callable[[Path], T]) -> T:
     Raises:
         LstmoptError: a node that would be misread cannot be rewritten.
     """
-    faults = (_may_be_misread, _is_int8, shares_input, has_flat_slopes, makes_floats)
+    faults = (_may_be_misread, _is_int8, shares_input, has_flat_slopes, dequantises_constant)
     nodes = ir.from_proto(graph).all_nodes()
     if not any(is_fault(node) for node in nodes for is_fault in faults):
         return read(model_file)

@@ -11,7 +11,7 @@ from lstmopt.errors import LstmoptError
 from lstmopt.rnn.constants import constant_value
 from lstmopt.rnn.reader import X
 from lstmopt.rnn.states import MOVERS
-from lstmopt.rnn.writer import clear_unused, replace_constant
+from lstmopt.rnn.writer import clear_unused, free_name
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 
@@ -138,38 +138,70 @@ class FloatWeights(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites the model."""
-        found = [node for node in model.graph.all_nodes() if makes_floats(node)]
-        for node in found:
-            floats = constant_value(node.outputs[0])
-            assert floats is not None
-            for user, position in list(node.outputs[0].uses()):
-                replace_constant(model, user, position, floats)
-        if found:
+        modified = False
+        for node in [node for node in model.graph.all_nodes() if dequantises_constant(node)]:
+            output = node.outputs[0]
+            floats = None if _for_integers(node) else constant_value(output)
+            if floats is None or output.is_graph_output():
+                continue
+            tensor = ir.Tensor(floats, name=free_name(model.graph, f"{output.name}.floats"))
+            value = ir.Value(
+                name=tensor.name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype)
+            )
+            model.graph.register_initializer(value)
+            output.replace_all_uses_with(value)
+            modified = True
+        if modified:
             clear_unused(model)
-        return ir.passes.PassResult(model, bool(found))
+        return ir.passes.PassResult(model, modified)
 
 
-def makes_floats(node: ir.Node) -> bool:
-    """Whether a node makes floats of constant integers for others than products of integers."""
-    if node.op_type != "DequantizeLinear" or node.domain not in ("", "ai.onnx"):
+def dequantises_constant(node: ir.Node) -> bool:
+    """Whether a node makes floats of constant integers; their numbers need not be there."""
+    if node.op_type != "DequantizeLinear" or node.domain not in ("", "ai.onnx") or node.inputs[0] is None:
         return False
-    whole, scale = constant_value(node.inputs[0]), constant_value(node.inputs[1])
-    if whole is None or scale is None or node.outputs[0].is_graph_output():
+    maker = node.inputs[0].producer()
+    return node.inputs[0].is_initializer() or (maker is not None and maker.op_type == "Constant")
+
+
+def _for_integers(node: ir.Node) -> bool:
+    """Whether all that reads such floats are products of integers, with scales that they can take out."""
+    whole, scale = node.inputs[0], node.inputs[1]
+    sizes = None if scale is None else scale.shape
+    if whole is None or whole.shape is None or sizes is None or "block_size" in node.attributes:
         return False
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-    along = None if scale.size == 1 else axis % whole.ndim if scale.ndim == 1 else -1
-    return not all(
-        position == 1 and _multiplies_integers(user) and along in (None, _columns(user, whole.ndim))
-        for user, position in node.outputs[0].uses()
+    along = None if all(size == 1 for size in sizes) else axis % len(whole.shape)
+    return all(
+        position == 1
+        and user.op_type in ("MatMul", "Gemm", "Conv")
+        and _is_rounded(user.inputs[0])
+        and at in (None, _columns(user, len(whole.shape)))
+        for user, position, at in _read_by(node.outputs[0], along)
     )
 
 
-def _multiplies_integers(node: ir.Node) -> bool:
-    """Whether a product's left side was rounded, too: then it is one of integers."""
-    left = None if node.inputs[0] is None else node.inputs[0].producer()
-    return (
-        node.op_type in ("MatMul", "Gemm", "Conv") and left is not None and left.op_type == "DequantizeLinear"
-    )
+def _read_by(value: ir.Value, along: int | None) -> Iterator[tuple[ir.Node, int, int | None]]:
+    """Yields the readers of a value, through transpositions, and the axis of its scales there."""
+    for user, position in value.uses():
+        if user.op_type == "Transpose":
+            order = user.attributes["perm"].as_ints() if "perm" in user.attributes else None
+            rank = len(order) if order is not None else len(value.shape or ())
+            places = list(order if order is not None else range(rank)[::-1])
+            yield from _read_by(user.outputs[0], None if along is None else places.index(along))
+        else:
+            yield user, position, along
+
+
+def _is_rounded(value: ir.Value | None) -> bool:
+    """Whether a value holds integers times a scale, as floats."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "DequantizeLinear":
+            return True
+        if node.op_type not in MOVERS | {"Relu", "MaxPool"}:
+            return False
+        value = node.inputs[0]
+    return False
 
 
 def _columns(node: ir.Node, rank: int) -> int:

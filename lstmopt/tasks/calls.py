@@ -51,11 +51,16 @@ class InParts:
             self._session.run({name: self._part(name, array, start) for name, array in feeds.items()})
             for start in range(0, width, self._batch)
         ]
-        found = {pair.output: [part[pair.output] for part in parts] for pair in self._interface.states}
-        joined = {name: np.concatenate(arrays, axis=self._axes[name]) for name, arrays in found.items()}
-        for port in self._interface.outputs:
-            sizes = [min(self._batch, width - start) for start in range(0, width, self._batch)]
-            joined[port.name] = _joined(port, [part[port.name] for part in parts], sizes)
+        sizes = [min(self._batch, width - start) for start in range(0, width, self._batch)]
+        joined: dict[str, Array] = {}
+        try:
+            for pair in self._interface.states:
+                arrays = [part[pair.output] for part in parts]
+                joined[pair.output] = np.concatenate(arrays, axis=self._axes[pair.output])
+            for port in self._interface.outputs:
+                joined[port.name] = _joined(port, [part[port.name] for part in parts], sizes)
+        except ValueError:  # outputs as long as a part's longest sequence
+            return self._session.run(feeds)
         return joined
 
     def _divides(self) -> bool:

@@ -167,9 +167,10 @@ def rewrite_body(layer: BodyLayer, builder: Builder, constants: Constants, name:
     for value, axis, newest_first in layer.stacks:
         y = made.y if newest_first == reverse else builder.slice(made.y, 0, -1, -(2**31), -1)
         sequence = layer.sources[0]
-        if value.shape is not None and sequence.value.shape is not None:
-            # A loop behind this one may count the steps of either.
-            value.shape[axis] = sequence.value.shape[sequence.axis]
+        steps = None if sequence.value.shape is None else sequence.value.shape[sequence.axis]
+        known = isinstance(steps, int) or (steps is not None and steps.value)
+        if value.shape is not None and not value.is_graph_output() and known:
+            value.shape[axis] = steps  # a loop behind this one may count the steps of either
         builder.replace(value, builder.transpose(y, (0, 1, 2) if axis == 0 else (1, 0, 2)))
     for number, value in layer.last:
         if value.uses() or value.is_graph_output():

@@ -35,8 +35,8 @@ COMPARING = frozenset(
 )
 """Operators by which it can be another one at some length, where they are of sizes and not of the step."""
 
-SHAPED = frozenset({"Reshape", "Expand"})
-"""Operators whose second input says in which shape numbers stand, and not which."""
+SHAPED = frozenset({"Reshape"})
+"""Operators whose second input says in which shape numbers stand, and not which or how many."""
 
 
 def loop_sources(frame: Frame, body: Body, counters: list[int]) -> tuple[Source, ...]:
@@ -172,9 +172,12 @@ def _check_lengths(operand: ir.Value, source: Source, body: Body, counters: list
     outside = [v for v in dict.fromkeys(before) if v is not source.value and body.constants.of(v) is None]
     ends = {source.value, *graph.inputs}
     numbers, leaves, nodes = _counting([operand, *counted, *before], ends, body.constants)
+    moving: dict[ir.Value, bool] = {}
     for item in nodes:
         bends = item.op_type in BENDING or (
-            item.op_type in COMPARING and not _moves(item.outputs[0], ends, {})
+            item.op_type in COMPARING
+            and not _moves(item.outputs[0], ends, moving)
+            and not settled(item.outputs[0], body.constants, {})
         )
         if bends:
             raise Unfit(f"a {item.op_type} is in its count")
@@ -193,8 +196,8 @@ def _check_lengths(operand: ir.Value, source: Source, body: Body, counters: list
             numbers |= {int(size) for size in first[leaf].reshape(-1)}
         near = {n + d for n in numbers for d in (-1, 0, 1) if 1 <= n + d < 2**31 - 2}
         going = origin(graph.outputs[0])
-        always = body.constants.of(going)
-        by_limit = going is graph.inputs[1] or (always is not None and bool(always.all()))
+        constant = body.constants.of(going)
+        by_limit = going is graph.inputs[1] or (constant is not None and bool(constant.all()))
         if not by_limit and any(length > LONGEST for length in near):
             raise Unfit("the loop counts with numbers that are too large to follow")
         for length in sorted({*LENGTHS, *near, *([FAR] if by_limit else [LONGEST])}):

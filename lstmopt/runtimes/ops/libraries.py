@@ -60,8 +60,11 @@ def copy_library(runtime: str, folder: Path) -> Path:
     source = library(runtime)
     place = folder / source.name
     beside = place.with_suffix(".new")
-    shutil.copyfile(source, beside)
-    beside.replace(place)  # one that was there may be loaded: its file must not change
+    try:
+        shutil.copyfile(source, beside)
+        beside.replace(place)  # one that was there may be loaded: its file must not change
+    finally:
+        beside.unlink(missing_ok=True)
     return place
 
 
