@@ -349,7 +349,7 @@ def _errors(
         return errors, "error"
     from lstmopt.tasks.base import degradation
 
-    baseline = open_session(truth, target.threads)
+    baseline = as_called(truth, prepared.task, target)
     limit, unit = (20_000, "tokens") if prepared.task.name == "lm" else (256, "examples")
     notes.append(f"degradation: on at most {limit:,} {unit} of the validation data; optimize takes all of it")
     start = prepared.task.evaluate(baseline, prepared.splits.valid, reference=baseline, limit=limit)

@@ -342,11 +342,11 @@ def _own_batch(deployment: Deployment, target: Target) -> int | None:
 def _evaluation_key(deployment: Deployment, state: State, part: Dataset, reference: Deployment | None) -> str:
     """Returns a hash of everything that an evaluation depends on."""
     digest = hashlib.sha256(keys.surroundings().encode() + part.digest().encode())
-    batch = _own_batch(deployment, state.target)
-    digest.update(f"{state.task.name} {state.target.threads} {batch}".encode())
+    digest.update(f"{state.task.name} {state.target.threads}".encode())
     for item in (deployment, reference):
         if item is not None:
-            digest.update(repr((item.runtime, item.precision, sorted(item.settings.items()))).encode())
+            batch = _own_batch(item, state.target)
+            digest.update(repr((item.runtime, item.precision, sorted(item.settings.items()), batch)).encode())
             for path in sorted((*item.file.parent.glob(f"{item.file.stem}.*"), *item.libraries)):
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

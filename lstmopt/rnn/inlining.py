@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from lstmopt.rnn.rewriting import bodies
+
 
 def inline_branch(node: ir.Node, branch: ir.Graph) -> None:
     """Moves a branch's nodes before its If, whose outputs become copies of the branch's."""
@@ -18,7 +20,7 @@ def inline_branch(node: ir.Node, branch: ir.Graph) -> None:
     branch.outputs.clear()
     other = next(g for a in node.attributes.values() if (g := a.as_graph()) is not branch)
     # What the other branch read or handed on from outside would count as used there.
-    for left in (other, *(graph for inner in other.all_nodes() for graph in _bodies(inner))):
+    for left in (other, *(graph for inner in other.all_nodes() for graph in bodies(inner))):
         left.outputs.clear()
     for inner in list(other.all_nodes()):
         for position in range(len(inner.inputs)):
@@ -34,10 +36,6 @@ def inline_branch(node: ir.Node, branch: ir.Graph) -> None:
         old.replace_all_uses_with(made, replace_graph_outputs=True)
         old.name, made.name = f"{name}.of_if", name
     graph.remove(node, safe=True)
-
-
-def _bodies(node: ir.Node) -> list[ir.Graph]:
-    return [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
 
 
 def rename_apart(model: ir.Model) -> None:

@@ -66,9 +66,8 @@ def _rename(graph: ir.Graph, around: set[str], every: set[str]) -> None:
             every.add(name)
     inside = around | {str(value.name) for value in _made(graph)}
     for node in graph:
-        for attribute in node.attributes.values():
-            for body in _bodies(attribute):
-                _rename(body, inside, every)
+        for body in bodies(node):
+            _rename(body, inside, every)
 
 
 def _made(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -77,10 +76,13 @@ def _made(graph: ir.Graph) -> Iterator[ir.Value]:
         yield from (value for value in values if value.name)
 
 
-def _bodies(attribute: ir.Attr) -> list[ir.Graph]:
-    match attribute.type.name:
-        case "GRAPH":
-            return [attribute.as_graph()]
-        case "GRAPHS":
-            return list(attribute.as_graphs())
-    return []
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """Returns the graphs that a node holds: branches, the body of a loop."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        match attribute.type.name:
+            case "GRAPH":
+                found.append(attribute.as_graph())
+            case "GRAPHS":
+                found += attribute.as_graphs()
+    return found
