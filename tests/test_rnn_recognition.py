@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from lstmopt.rnn.cells import GRU, LSTM
 from lstmopt.rnn.examples import example_inputs
@@ -234,6 +234,19 @@ def test_a_loop_behind_a_loop_and_what_it_hands_on(time_first: bool) -> None:
     first.graph.output.append(info("kept_n", TensorProto.FLOAT, [2]))
     later = onnx.compose.add_prefix(ir.to_proto(second), "second_")
     became(ir.from_proto(onnx.compose.merge_models(first, later, io_map=[("y", "second_x")])), "GRU", 2)
+
+
+def test_cells_in_float64_are_left_with_a_remark() -> None:
+    proto = ir.to_proto(unrolled(lstm_step(Weights(4), "torch"), 2))
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    del proto.graph.value_info[:]
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            wide = numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
+    found = recognise(ir.from_proto(proto))
+    assert not found.layers and any("computes in double" in fault for fault in found.faults)
 
 
 def test_other_functions_are_no_cells() -> None:

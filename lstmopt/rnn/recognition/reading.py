@@ -101,6 +101,9 @@ class Reader:
         grouped = self.leaves(cell)
         if h is not None and h not in grouped:
             raise Unfit("the hidden state is not read")
+        for value in cell.states:
+            if value.dtype not in (None, ir.DataType.FLOAT):
+                raise Unfit(f"it computes in {value.dtype.name.lower()}, and a layer in float32")
         extra = [value for value in (*cell.states, cell.before[-1], cell.product) if value is not None]
         wanted = [value for group in grouped.values() for value, _ in group] + extra
         shapes = self.shapes(wanted)
