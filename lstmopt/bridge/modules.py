@@ -242,10 +242,11 @@ def check_single(module: nn.Module, places: Places, graph: ir.Model) -> None:
         if len(layers) > 1:
             raise _called_often(name)
     nodes = {str(node.name): node for node in graph.graph}
-    for name in dict(module.named_parameters()).keys() & places.parameters.keys():
+    trained = dict(module.named_parameters())
+    for name, where in places.parameters.items():
         # What several nodes read from one value has one gradient.
-        held = {nodes[place.node].inputs[place.position] for place in places.parameters[name]}
-        if len(held) > 1:
+        held = {nodes[place.node].inputs[place.position] for place in where}
+        if name in trained and len(held) > 1:
             raise _used_often(name)
 
 

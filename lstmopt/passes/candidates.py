@@ -202,21 +202,17 @@ def build_peers(original: ir.Model, target: Target, folder: Path) -> Built:
         for item in target.runtimes
         if item.runtime not in OURS or all(other.runtime in OURS for other in target.runtimes)
     )
-    if (
-        has_quantised(original)
-        and not is_elsewhere(target)
-        and all(r.runtime != "onnxruntime" for r in dense)
-    ):
-        # Others run its floats: the model to beat is the one that was given.
-        dense += (RuntimeTarget(runtime="onnxruntime", precisions=("f32",)),)
+    as_given = (RuntimeTarget(runtime="onnxruntime", precisions=("f32",)),)
+    absent = not any(item.runtime == "onnxruntime" for item in dense)
+    if absent and has_quantised(original) and not is_elsewhere(target):
+        dense += as_given  # others run its floats: the model to beat is the one that was given
     try:
         return build(ORIGINAL, original, target.model_copy(update={"runtimes": dense}), folder, ahead=True)
     except LstmoptError:
         if is_elsewhere(target) or any(item.runtime == "onnxruntime" for item in dense):
             raise
-    # What came quantised by ONNX Runtime runs nowhere else: it is compared with as it is.
-    dense += (RuntimeTarget(runtime="onnxruntime", precisions=("f32",)),)
-    return build(ORIGINAL, original, target.model_copy(update={"runtimes": dense}), folder)
+    # What no runtime of the target takes is compared with as it is.
+    return build(ORIGINAL, original, target.model_copy(update={"runtimes": dense + as_given}), folder)
 
 
 def timing_calls(model: ir.Model, target: Target, seed: int) -> list[tuple[float, Feeds]]:

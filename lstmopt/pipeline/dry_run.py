@@ -101,7 +101,13 @@ def plan(
         max_degradation=(0.0 if labelled else 0.01) if max_degradation is None else max_degradation,
         layers={layer.name: layer.weights.hidden_size for layer in layers if layer.weights is not None},
         stages=tuple(_brief(stage) for stage in stages),
-        notes=(*notes, *left_out, *fixed, *((_limit(budget),) if trained is None else ()), f"seed {seed}"),
+        notes=(
+            *notes,
+            *left_out,
+            *fixed,
+            *((_limit(budget or Budget()),) if trained is None else ()),
+            f"seed {seed}",
+        ),
     )
 
 
@@ -118,9 +124,9 @@ def _brief(stage: Any) -> str:
     return f"{type(stage).__name__}({', '.join(told)})" if told else type(stage).__name__
 
 
-def _limit(budget: Budget | None) -> str:
-    if budget is None or (budget.seconds, budget.steps) == (None, None):
-        return "each training ends after its passes over the data: there is no --budget"
+def _limit(budget: Budget) -> str:
     if budget.seconds is not None:
         return f"all training ends after {budget.seconds:g} s"
-    return f"each training ends after {budget.steps} steps"
+    if budget.steps is not None:
+        return f"each training ends after {budget.steps} steps"
+    return "each training ends after its passes over the data: there is no --budget"

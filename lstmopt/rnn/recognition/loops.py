@@ -35,9 +35,6 @@ COMPARING = frozenset(
 )
 """Operators by which it can be another one at some length, where they are of sizes and not of the step."""
 
-SHAPED = frozenset({"Reshape"})
-"""Operators whose second input says in which shape numbers stand, and not which or how many."""
-
 
 def loop_sources(frame: Frame, body: Body, counters: list[int]) -> tuple[Source, ...]:
     """Returns the sequences that a Loop reads from one end to the other, in calls of any size but empty ones.
@@ -140,7 +137,8 @@ def _check_sizes(operand: ir.Value, source: Source, body: Body, counters: list[i
             continue
         node = value.producer()
         assert node is not None
-        inputs = node.inputs[:1] if node.op_type in SHAPED else node.inputs
+        # The second input of a Reshape says in which shape numbers stand, and not which or how many.
+        inputs = node.inputs[:1] if node.op_type == "Reshape" else node.inputs
         new = {item for item in inputs if item is not None} - seen
         seen |= new
         pending += new
